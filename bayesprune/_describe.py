@@ -1,0 +1,38 @@
+"""Objects as plain data: what a config file holds of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+
+def init_args(value: Any) -> dict[str, Any]:
+    """The constructor arguments of an object that stores each under the argument's name."""
+    names = list(inspect.signature(type(value).__init__).parameters)[1:]
+    return {name: getattr(value, name) for name in names if name not in ("args", "kwargs")}
+
+
+def describe(value: Any) -> Any:
+    """A tree of dicts, lists and scalars that jsonargparse builds the value from again.
+
+    Data classes become dicts of their fields; other objects ``class_path`` and ``init_args``.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, dict):
+        return {key: describe(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not _has_family(value):
+        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    family = type(value)
+    return {
+        "class_path": f"{family.__module__}.{family.__qualname__}",
+        "init_args": describe(init_args(value)),
+    }
+
+
+def _has_family(value: Any) -> bool:
+    """Whether a data class is one of several under an abstract class."""
+    return any(inspect.isabstract(base) for base in type(value).__mro__[1:])

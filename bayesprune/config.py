@@ -1,0 +1,124 @@
+"""The configuration of a run, and how YAML and command-line options become one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+from bayesprune._describe import describe
+from bayesprune.criteria import Criterion
+from bayesprune.datasets import DataConfig
+from bayesprune.errors import ConfigError
+from bayesprune.estimators import AnalyticMean, Estimator
+from bayesprune.selection import Rule
+from bayesprune.switches import Switch
+from bayesprune.training import FabricConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How switches are fitted.
+
+    Attributes
+    ----------
+    epochs, learning_rate, weight_learning_rate, joint, kl_warmup
+        See `fit_switches`.
+    estimator : Estimator
+    train_weights : bool
+        Whether the weights are trained along with the switches.
+    fold : bool
+        Whether the posterior mean gates go into the weights of the network that is cut.
+    """
+
+    epochs: int = 3
+    estimator: Estimator = field(default_factory=AnalyticMean)
+    learning_rate: float = 0.1
+    weight_learning_rate: float = 1e-3
+    train_weights: bool = False
+    joint: bool = True
+    kl_warmup: float = 0.0
+    fold: bool = True
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run.
+
+    Attributes
+    ----------
+    model : str
+        ``bayesprune:NAME``, ``torchvision:NAME`` or ``python.path:factory``.
+    data : DataConfig
+    method : Switch or Criterion
+        What scores the channels.
+    select : Rule
+        What decides how many stay.
+    seed : int
+    model_args : dict
+        Keyword arguments of the model.
+    dense : str, optional
+        ``dense.safetensors`` of another run of the same model: takes the place of pretraining.
+    pretrain, finetune : TrainConfig
+        `finetune.distill` learns from the dense network.
+    fit : FitConfig
+        For switches.
+    rounds : int
+        How often to fit, select, remove and fine-tune; budgets and counts are approached
+        geometrically.
+    fabric : FabricConfig
+    """
+
+    model: str
+    data: DataConfig
+    method: Switch | Criterion
+    select: Rule
+    seed: int = 0
+    model_args: dict[str, Any] = field(default_factory=dict)
+    dense: str | None = None
+    pretrain: TrainConfig = field(default_factory=TrainConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    finetune: TrainConfig = field(default_factory=TrainConfig)
+    rounds: int = 1
+    fabric: FabricConfig = field(default_factory=FabricConfig)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ConfigError(f"rounds: expected at least 1, got {self.rounds}")
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML that `bayesprune run` accepts."""
+        return yaml.safe_dump(describe(self), sort_keys=False, allow_unicode=True)
+
+
+def config_parser() -> ArgumentParser:
+    """The parser of all fields of a `RunConfig`, and of ``--config FILE``."""
+    parser = ArgumentParser(prog="bayesprune run CONFIG", exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def parse_config(arguments: Sequence[str]) -> RunConfig:
+    """A configuration from options: ``--config FILE`` and ``--field.name value``, later ones win.
+
+    Raises
+    ------
+    ConfigError
+        Naming the field that is unknown, missing or has an unusable value.
+    """
+    parser = config_parser()
+    try:
+        built = parser.instantiate(parser.parse_args(list(arguments)))
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    return RunConfig(**{f.name: built[f.name] for f in fields(RunConfig)})
+
+
+def load_config(path: str | os.PathLike[str]) -> RunConfig:
+    """A configuration from a YAML file; raises ConfigError as `parse_config` does."""
+    return parse_config(["--config", os.fspath(path)])

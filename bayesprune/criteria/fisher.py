@@ -1,0 +1,52 @@
+"""Fisher information of a unit's gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bayesprune.criteria._criterion import Criterion
+from bayesprune.errors import DataError
+from bayesprune.gating import GatedNetwork
+from bayesprune.groups import ChannelGroups
+from bayesprune.selection import ChannelScores
+
+
+class Fisher(Criterion):
+    r"""Half the mean squared derivative of an example's loss by the unit's gate, at gate 1.
+
+    :math:`\frac12 \frac1N \sum_n (\partial L_n / \partial z)^2`, the second-order estimate of what
+    removing the unit costs; the derivative by the gate is the sum of activation times gradient.
+
+    References
+    ----------
+    Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018.
+    """
+
+    reference = "Theis et al., 2018"
+
+    def scores(
+        self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
+    ) -> ChannelScores:
+        gated = GatedNetwork(network, groups).eval().requires_grad_(False)
+        device = next(network.parameters()).device
+        total = {name: torch.zeros(size, device=device) for name, size in groups.sizes.items()}
+        seen = 0
+        for inputs, targets in loader:
+            gates = {
+                name: torch.ones(len(targets), size, device=device, requires_grad=True)
+                for name, size in groups.sizes.items()
+            }
+            output = gated(inputs.to(device), gates)
+            loss = nn.functional.cross_entropy(output, targets.to(device), reduction="sum")
+            for name, grad in zip(
+                gates, torch.autograd.grad(loss, list(gates.values())), strict=True
+            ):
+                total[name] += grad.square().sum(0)
+            seen += len(targets)
+        if not seen:
+            raise DataError("Fisher: the loader is empty")
+        return ChannelScores({n: (t / (2 * seen)).cpu() for n, t in total.items()}, "Fisher")

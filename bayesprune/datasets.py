@@ -1,0 +1,276 @@
+"""Image data sets held in memory, served as batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from bayesprune.errors import DataError
+
+
+@dataclass
+class DataConfig:
+    """Which data to load, and how to serve them.
+
+    Parameters
+    ----------
+    name : {"digits", "mnist", "fashion_mnist", "cifar10"}
+        The data set. "digits" (8x8) comes with scikit-learn; the others are read from `root`, and
+        downloaded to it if they are not there.
+    root : str, optional
+        Folder in torchvision's layout. Default: the environment variable BAYESPRUNE_DATA, else
+        the folder "data" in the current directory.
+    batch_size : int
+        Training images per batch and process, >= 1.
+    validation : int, optional
+        Images to hold out of the training set. Default: 180 for "digits", 5000 for the others.
+    augment : {"none", "shift", "shift_flip"}
+        What happens to a training image each time it is served: "shift" moves it by up to
+        `max_shift` pixels along each axis, zeros coming in; "shift_flip" also mirrors it left to
+        right with probability 1/2.
+    max_shift : int
+        Largest shift in pixels, >= 0.
+    eval_batch_size : int
+        Images per batch where nothing is trained, >= 1.
+    """
+
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+    root: str | None = None
+    batch_size: int = 128
+    validation: int | None = None
+    augment: Literal["none", "shift", "shift_flip"] = "none"
+    max_shift: int = 2
+    eval_batch_size: int = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set as loaders of (images (N, C, H, W) float32, labels (N,) int64).
+
+    Pixels are standardized per channel with the mean and standard deviation of the official
+    training set.
+
+    Parameters
+    ----------
+    name : str
+        Name of the data set.
+    num_train : int
+        Training images, without the validation images.
+    num_classes : int
+        Number of classes.
+    train : DataLoader
+        Training images, shuffled and augmented anew in every epoch by torch's global random state.
+    train_plain : DataLoader
+        The same images in order, without augmentation.
+    validation, test : DataLoader
+        Held-out training images; the official test images. In order, without augmentation.
+    example_input : Tensor
+        One image, shape (1, C, H, W).
+    """
+
+    name: str
+    num_train: int
+    num_classes: int
+    train: DataLoader[tuple[Tensor, Tensor]] = field(repr=False)
+    train_plain: DataLoader[tuple[Tensor, Tensor]] = field(repr=False)
+    validation: DataLoader[tuple[Tensor, Tensor]] = field(repr=False)
+    test: DataLoader[tuple[Tensor, Tensor]] = field(repr=False)
+    example_input: Tensor = field(repr=False)
+
+
+def load(config: DataConfig, seed: int) -> Data:
+    """Read a data set into memory and split it.
+
+    Where `torch.distributed` is initialized, each process trains on its own share of the images,
+    in an order drawn from the random state of rank 0, and evaluates on all of them.
+
+    Parameters
+    ----------
+    config : DataConfig
+        Which data, and how to serve them.
+    seed : int
+        Decides which training images are held out for validation.
+
+    Returns
+    -------
+    Data
+        The loaders and the sizes that go with them.
+
+    Raises
+    ------
+    DataError
+        If the name or the augmentation is unknown, a size is out of its range, the validation size
+        leaves no training or no validation image, or the files can neither be read nor downloaded.
+    """
+    if config.name not in _SETS:
+        raise DataError(f"data.name: expected one of {', '.join(_SETS)}, got {config.name!r}")
+    if config.augment not in ("none", "shift", "shift_flip"):
+        raise DataError(f"data.augment: expected none, shift or shift_flip, got {config.augment!r}")
+    for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("max_shift", 0)):
+        value = getattr(config, name)
+        if value < least:
+            raise DataError(f"data.{name}: expected at least {least}, got {value}")
+    read, validation = _SETS[config.name]
+    if config.validation is not None:
+        validation = config.validation
+    root = Path(config.root or os.environ.get("BAYESPRUNE_DATA", "data"))
+    images, labels, test_images, test_labels = read(root)
+    if not 1 <= validation < len(images):
+        raise DataError(f"data.validation: expected 1 to {len(images) - 1}, got {validation}")
+
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    held_out, kept = order[:validation], order[validation:]
+    mean, sd = _moments(images)
+    served = partial(_Images, mean=mean, sd=sd)
+    shift = 0 if config.augment == "none" else config.max_shift
+    train = served(images[kept], labels[kept], max_shift=shift, flip=config.augment == "shift_flip")
+    train_plain = served(train.images, train.labels)
+    in_order = partial(_in_order, batch_size=config.eval_batch_size)
+    return Data(
+        name=config.name,
+        num_train=len(kept),
+        num_classes=int(labels.max()) + 1,
+        train=_shuffled(train, config.batch_size),
+        train_plain=in_order(train_plain),
+        validation=in_order(served(images[held_out], labels[held_out])),
+        test=in_order(served(test_images, test_labels)),
+        example_input=train_plain[[0]][0],
+    )
+
+
+class _Images(Dataset[tuple[Tensor, Tensor]]):
+    """Images as bytes; a list of indices gives a batch, augmented and standardized."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Tensor,
+        sd: Tensor,
+        max_shift: int = 0,
+        flip: bool = False,
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.mean = mean
+        self.sd = sd
+        self.max_shift = max_shift
+        self.flip = flip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: list[int]) -> tuple[Tensor, Tensor]:
+        images = self.images[index]
+        if self.max_shift:
+            images = _shifted(images, self.max_shift)
+        if self.flip:
+            mirror = torch.rand(len(images), 1, 1, 1) < 0.5
+            images = torch.where(mirror, images.flip(-1), images)
+        return images.float().sub_(self.mean).div_(self.sd), self.labels[index]
+
+
+class _SharedOrder(DistributedSampler[int]):
+    """The share of this rank in an order that is drawn anew from the random state of rank 0."""
+
+    def __iter__(self) -> Iterator[int]:
+        seed = [int(torch.randint(2**31, ()))]
+        dist.broadcast_object_list(seed)
+        self.set_epoch(seed[0])
+        return super().__iter__()
+
+
+def _shuffled(dataset: _Images, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    distributed = dist.is_available() and dist.is_initialized()
+    order = _SharedOrder(dataset) if distributed else RandomSampler(dataset)
+    return DataLoader(
+        dataset, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None
+    )
+
+
+def _in_order(dataset: _Images, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    order = SequentialSampler(dataset)
+    return DataLoader(
+        dataset, sampler=BatchSampler(order, batch_size, drop_last=False), batch_size=None
+    )
+
+
+def _shifted(images: Tensor, max_shift: int) -> Tensor:
+    """Move each image by its own number of pixels in [-max_shift, max_shift] along each axis."""
+    height, width = images.shape[-2:]
+    windows = F.pad(images, 4 * (max_shift,)).unfold(2, height, 1).unfold(3, width, 1)
+    rows, columns = torch.randint(2 * max_shift + 1, (2, len(images)))
+    return windows[torch.arange(len(images)), :, rows, columns]
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, both of shape (C, 1, 1)."""
+    # Channel by channel: as floats, a whole data set takes four times its memory.
+    pairs = [torch.std_mean(images[:, c].float(), correction=0) for c in range(images.shape[1])]
+    sd, mean = (torch.stack(values).view(-1, 1, 1) for values in zip(*pairs, strict=True))
+    return mean, sd
+
+
+# Training images (N, C, H, W) uint8, their labels (N,) int64, test images, their labels.
+_Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _read_digits(root: Path) -> _Arrays:
+    """Split scikit-learn's digits, which come with the package, into 1437 and 360 for testing."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits: Any = load_digits()
+    # One and the same test set for every seed, with equal shares of the ten digits.
+    train, test = train_test_split(
+        range(len(digits.target)), test_size=360, stratify=digits.target, random_state=0
+    )
+    images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
+    labels = torch.from_numpy(digits.target).long()
+    return images[train], labels[train], images[test], labels[test]
+
+
+def _read_torchvision(kind: str, root: Path) -> _Arrays:
+    """Read a data set in torchvision's layout, downloading what is missing."""
+    import torchvision
+
+    arrays = []
+    try:
+        for train in (True, False):
+            part = getattr(torchvision.datasets, kind)(root, train=train, download=True)
+            images = torch.as_tensor(part.data)
+            grey = images.ndim == 3
+            images = images[:, None] if grey else images.permute(0, 3, 1, 2).contiguous()
+            arrays += [images, torch.as_tensor(part.targets)]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"{kind} can neither be read from {root.resolve()} nor downloaded to it ({error}); set "
+            "data.root or the environment variable BAYESPRUNE_DATA to the folder that holds it"
+        ) from error
+    return arrays[0], arrays[1], arrays[2], arrays[3]
+
+
+# Name -> how to read it, and how many images to hold out unless told.
+_SETS: dict[str, tuple[Callable[[Path], _Arrays], int]] = {
+    "digits": (_read_digits, 180),
+    "mnist": (partial(_read_torchvision, "MNIST"), 5000),
+    "fashion_mnist": (partial(_read_torchvision, "FashionMNIST"), 5000),
+    "cifar10": (partial(_read_torchvision, "CIFAR10"), 5000),
+}

@@ -1,0 +1,445 @@
+"""A whole run: train, fit, select, remove, fine-tune, evaluate, in a resumable folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from bayesprune import datasets, models
+from bayesprune._modes import evaluating
+from bayesprune._version import __version__
+from bayesprune.checkpoint import load_state, save_state, write_text_atomic
+from bayesprune.config import RunConfig, load_config
+from bayesprune.cost import cost, latency
+from bayesprune.datasets import Data
+from bayesprune.errors import CheckpointError, ConfigError, DataError
+from bayesprune.groups import ChannelGroups, trace_groups
+from bayesprune.network import SwitchedNetwork
+from bayesprune.posterior import SwitchPosterior
+from bayesprune.reporting import ReportData, write_report
+from bayesprune.selection import PruningPlan, Rule, select
+from bayesprune.storage import load_pruned, save_pruned
+from bayesprune.surgery import remove_channels
+from bayesprune.svi import fit_switches
+from bayesprune.switches import Switch
+from bayesprune.training import MetricsWriter, evaluate, make_fabric, train_network
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # slow to import
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read from its folder.
+
+    Attributes
+    ----------
+    folder : Path
+    config : RunConfig
+    summary : dict
+        ``summary.json``.
+    plan : PruningPlan
+    network : nn.Module
+        The pruned network.
+    posterior : SwitchPosterior, optional
+        Of the last round; None for criteria.
+    """
+
+    folder: Path
+    config: RunConfig
+    summary: dict[str, Any]
+    plan: PruningPlan
+    network: nn.Module
+    posterior: SwitchPosterior | None
+
+    def __repr__(self) -> str:
+        dense, pruned = self.summary["dense"], self.summary["pruned"]
+        return (
+            f"Run({self.folder}: {self.summary['method']}, error {dense['error']:.2%} -> "
+            f"{pruned['error']:.2%}, MACs {dense['macs']:,} -> {pruned['macs']:,})"
+        )
+
+    def _repr_html_(self) -> str:
+        keys = ("error", "nll", "ece", "macs", "params", "weights", "latency_ms")
+        rows = "".join(
+            f"<tr><th>{stage}</th>"
+            + "".join(f"<td>{self.summary[stage][key]:.5g}</td>" for key in keys)
+            + "</tr>"
+            for stage in ("dense", "pruned")
+        )
+        head = "".join(f"<th>{key}</th>" for key in keys)
+        return f"<table><tr><th></th>{head}</tr>{rows}</table>"
+
+
+class _Folder:
+    """What a run has done so far, on disk."""
+
+    def __init__(self, path: Path, config: RunConfig, resume: bool) -> None:
+        self.path = path
+        text = config.to_yaml()
+        file = path / "config.yaml"
+        if file.exists():
+            if not resume:
+                raise ConfigError(
+                    f"{path}: holds a run already; continue it with --resume or choose another --out"
+                )
+            if file.read_text() != text:
+                changed = _difference(yaml.safe_load(file.read_text()), yaml.safe_load(text))
+                raise ConfigError(f"{path}: holds a run with another configuration ({changed})")
+        elif path.exists() and any(path.iterdir()):
+            raise ConfigError(f"{path}: not empty and not a run folder; choose another --out")
+        write_text_atomic(file, text)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def state(self, name: str) -> Path:
+        """A file that only resumption needs."""
+        return self.path / "state" / f"{name}.safetensors"
+
+    def tensors(self, name: str, network: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
+        """`network` with the tensors of a stage: read if the stage is done, else made and kept."""
+        file = self.state(name)
+        if file.exists():
+            network.load_state_dict(load_state(file))
+            return network
+        made = make()
+        save_state(file, dict(made.state_dict()))
+        return made
+
+    def note(self, name: str, make: Callable[[], Any]) -> Any:
+        """JSON-like values of a stage, made once."""
+        file = self.path / "state" / "notes.json"
+        notes = json.loads(file.read_text()) if file.exists() else {}
+        if name not in notes:
+            notes[name] = make()
+            write_text_atomic(file, json.dumps(notes, indent=1))
+        return notes[name]
+
+    def notes(self, kind: str) -> dict[str, Any]:
+        """All notes whose name starts with ``kind/``."""
+        notes = json.loads((self.path / "state" / "notes.json").read_text())
+        return {k.partition("/")[2]: v for k, v in notes.items() if k.startswith(f"{kind}/")}
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str:
+    """The first field in which two configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return _difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+    return f"{place}: {old!r} there, {new!r} asked for"
+
+
+def run_experiment(config: RunConfig, out: str | os.PathLike[str], *, resume: bool = False) -> Run:
+    """Carry out a run, or what is left of it.
+
+    Every choice is made on held-out training data; the test set is read once for the dense and once
+    for the finished network.
+
+    Parameters
+    ----------
+    config : RunConfig
+    out : path
+        The run folder. It must be new, or hold the same run if `resume`.
+    resume : bool
+        Continue an interrupted run; the result is that of an uninterrupted one.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds something else.
+    BayespruneError
+        Whatever a stage raises.
+    """
+    fabric = make_fabric(config.fabric)
+    folder = _Folder(Path(out), config, resume)
+    if (folder / "summary.json").exists():
+        return load_run(folder.path)
+    data = datasets.load(config.data, config.seed)
+    metrics = MetricsWriter(folder / "metrics.csv")
+    dense = _pretrain(config, folder, data, fabric, metrics)
+    dense_metrics = folder.note("dense", partial(_measure, dense, data, fabric))
+    folder.note("held_out/dense", partial(evaluate, dense, data.validation))
+    network, plan, posterior = _rounds(config, folder, data, fabric, metrics, dense)
+    pruned_metrics = folder.note("pruned", partial(_measure, network, data, fabric))
+    folder.note("held_out/pruned", partial(evaluate, network, data.validation))
+
+    save_pruned(folder / "pruned.safetensors", network, plan)
+    plan.save(folder / "plan.json")
+    if posterior is not None:
+        posterior.save(folder.state("posterior"))
+        posterior.to_arviz(plan=plan).to_netcdf(folder / "posterior.nc")
+    summary = {
+        "schema": 1,
+        "method": type(config.method).__name__,
+        "model": config.model,
+        "data": config.data.name,
+        "seed": config.seed,
+        **({"estimator": type(config.fit.estimator).__name__} if posterior else {}),
+        "dense": dense_metrics,
+        "pruned": pruned_metrics,
+        "test_size": len(data.test.dataset),  # type: ignore[arg-type]
+        "held_out": folder.notes("held_out"),
+        "architecture": plan.architecture,
+        "seconds": {**_seconds(folder / "metrics.csv"), **folder.notes("seconds")},
+        "versions": _versions(),
+    }
+    write_text_atomic(folder / "summary.json", json.dumps(summary, indent=1))
+    run = load_run(folder.path)
+    rebuild_report(run)
+    return run
+
+
+def _pretrain(
+    config: RunConfig, folder: _Folder, data: Data, fabric: Fabric, metrics: MetricsWriter
+) -> nn.Module:
+    torch.manual_seed(config.seed)
+    network = fabric.to_device(models.load(config.model, **config.model_args))
+    try:
+        with evaluating(network):
+            network(fabric.to_device(data.example_input))
+    except (RuntimeError, ValueError) as error:
+        raise DataError(
+            f"{config.model} does not take images of {config.data.name} "
+            f"{tuple(data.example_input.shape[1:])}: {error}"
+        ) from error
+
+    def train() -> nn.Module:
+        if config.dense is not None:
+            return load_pruned(config.dense, network)
+        train_network(
+            network,
+            data.train,
+            config.pretrain,
+            fabric=fabric,
+            seed=config.seed,
+            stage="pretrain",
+            validation=data.validation,
+            checkpoint=folder.state("pretrain-epochs"),
+            metrics=metrics,
+        )
+        return network
+
+    network = folder.tensors("pretrain", network, train)
+    sizes = trace_groups(network, fabric.to_device(data.example_input)).sizes
+    whole = PruningPlan({n: list(range(s)) for n, s in sizes.items()}, sizes, "dense")
+    save_pruned(folder / "dense.safetensors", network, whole)
+    return network
+
+
+def _rounds(
+    config: RunConfig,
+    folder: _Folder,
+    data: Data,
+    fabric: Fabric,
+    metrics: MetricsWriter,
+    dense: nn.Module,
+) -> tuple[nn.Module, PruningPlan, SwitchPosterior | None]:
+    example = fabric.to_device(data.example_input)
+    original = trace_groups(dense, example)
+    network, posterior = dense, None
+    plan = PruningPlan({n: list(range(s)) for n, s in original.sizes.items()}, original.sizes)
+    for number in range(1, config.rounds + 1):
+        suffix = "" if config.rounds == 1 else f"-{number}"
+        rule = config.select.at(number / config.rounds, original)
+        groups = trace_groups(network, example)
+        file = folder / f"state/plan{suffix}.json"
+        channels = {name: torch.tensor(kept) for name, kept in plan.kept.items()}
+        if isinstance(config.method, Switch):
+            network, posterior = _fit(
+                config, rule, folder, data, fabric, metrics, network, groups, channels, suffix
+            )
+            evidence: Any = posterior
+        else:
+            evidence = config.method
+        if not file.exists():
+            started = time.perf_counter()
+            if evidence is config.method:
+                evidence = config.method.scores(network, groups, data.train_plain)
+            step = select(evidence, rule, groups=groups, network=network, loader=data.validation)
+            step.save(file)
+            seconds = round(time.perf_counter() - started, 2)
+            folder.note(f"seconds/select{suffix}", lambda value=seconds: value)
+        step = PruningPlan.load(file)
+        network = remove_channels(network, step, example)
+        plan = plan.then(step)
+        folder.note(f"held_out/cut{suffix}", partial(evaluate, network, data.validation))
+        network = _finetune(config, folder, data, fabric, metrics, network, dense, suffix)
+    return network, plan, posterior
+
+
+def _fit(
+    config: RunConfig,
+    rule: Rule,
+    folder: _Folder,
+    data: Data,
+    fabric: Fabric,
+    metrics: MetricsWriter,
+    network: nn.Module,
+    groups: ChannelGroups,
+    channels: dict[str, Tensor],
+    suffix: str,
+) -> tuple[nn.Module, SwitchPosterior]:
+    """The network to cut and the posterior that decides where."""
+    assert isinstance(config.method, Switch)
+    settings = config.fit
+    file = folder.state(f"posterior{suffix}")
+    switched = SwitchedNetwork(
+        network,
+        groups,
+        config.method,
+        num_data=data.num_train,
+        keep=rule.counts(groups),
+        train_weights=settings.train_weights,
+    )
+
+    def fit() -> nn.Module:
+        posterior = fit_switches(
+            switched,
+            data.train,
+            epochs=settings.epochs,
+            estimator=settings.estimator,
+            learning_rate=settings.learning_rate,
+            weight_learning_rate=settings.weight_learning_rate,
+            joint=settings.joint,
+            kl_warmup=settings.kl_warmup,
+            seed=config.seed,
+            channels=channels,
+            fabric=fabric,
+            stage=f"fit{suffix}",
+            checkpoint=folder.state(f"fit{suffix}-epochs"),
+            metrics=metrics,
+        )
+        posterior.save(file)
+        gates = {n: gate.to(fabric.device) for n, gate in posterior.mean.items()}
+        return switched.fold(gates if settings.fold else {})
+
+    plain = folder.tensors(f"fit{suffix}", switched.fold({}), fit)
+    return plain, SwitchPosterior.load(file)
+
+
+def _finetune(
+    config: RunConfig,
+    folder: _Folder,
+    data: Data,
+    fabric: Fabric,
+    metrics: MetricsWriter,
+    network: nn.Module,
+    dense: nn.Module,
+    suffix: str,
+) -> nn.Module:
+    def train() -> nn.Module:
+        train_network(
+            network,
+            data.train,
+            config.finetune,
+            fabric=fabric,
+            seed=config.seed,
+            stage=f"finetune{suffix}",
+            teacher=dense if config.finetune.distill else None,
+            validation=data.validation,
+            checkpoint=folder.state(f"finetune{suffix}-epochs"),
+            metrics=metrics,
+        )
+        return network
+
+    return folder.tensors(f"finetune{suffix}", network, train)
+
+
+def _measure(network: nn.Module, data: Data, fabric: Fabric) -> dict[str, float]:
+    example = fabric.to_device(data.example_input)
+    quality = evaluate(network, data.test)
+    return {**quality, **asdict(cost(network, example)), "latency_ms": latency(network, example)}
+
+
+def _seconds(metrics: Path) -> dict[str, float]:
+    """Seconds of training by stage, those before an interruption included."""
+    seconds: dict[str, float] = {}
+    with metrics.open() as file:
+        for row in csv.DictReader(file):
+            seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + float(row["seconds"])
+    return {stage: round(value, 2) for stage, value in seconds.items()}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "pyro-ppl", "arviz")
+    installed = {name: version(name) for name in packages}
+    return {"bayesprune": __version__, "python": platform.python_version(), **installed}
+
+
+def load_run(folder: str | os.PathLike[str]) -> Run:
+    """Read a finished run.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no finished run, or a file of it is damaged.
+    """
+    folder = Path(folder)
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        config = load_config(folder / "config.yaml")
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder}: expected a finished run folder: {error}") from error
+    plan = PruningPlan.load(folder / "plan.json")
+    network = load_pruned(
+        folder / "pruned.safetensors", models.load(config.model, **config.model_args)
+    )
+    file = folder / "state" / "posterior.safetensors"
+    posterior = SwitchPosterior.load(file) if file.exists() else None
+    return Run(folder, config, summary, plan, network.eval(), posterior)
+
+
+def rebuild_report(run: Run) -> Path:
+    """Write ``report.html`` and the figures of a run folder anew; returns the page's path."""
+    with (run.folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    dense = load_pruned(
+        run.folder / "dense.safetensors", models.load(run.config.model, **run.config.model_args)
+    )
+    image, maps = _feature_maps(dense, run)
+    data = ReportData(
+        config=(run.folder / "config.yaml").read_text(),
+        summary=run.summary,
+        plan=run.plan,
+        posterior=run.posterior,
+        metrics=rows,
+        image=image,
+        feature_maps=maps,
+    )
+    return write_report(run.folder, data)
+
+
+def _feature_maps(dense: nn.Module, run: Run) -> tuple[Any, Any]:
+    """A held-out image, and what the first group's producer makes of it."""
+    file = run.folder / "state" / "image.safetensors"
+    if not file.exists():
+        image = datasets.load(run.config.data, run.config.seed).validation.dataset[[0]][0]
+        save_state(file, {"image": image})
+    image = load_state(file)["image"]
+    seen: list[Tensor] = []
+    producer = dense.get_submodule(next(iter(run.plan.kept)))
+    handle = producer.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    with evaluating(dense):
+        dense(image)
+    handle.remove()
+    maps = seen[0].numpy() if seen[0].ndim == 3 else None
+    return image[0].numpy(), maps

@@ -1,0 +1,184 @@
+"""A network with switches: Pyro model, guide, and the way back to a plain network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn.module import PyroModule
+from torch import Tensor, nn
+
+from bayesprune.errors import ConfigError, PlanError
+from bayesprune.estimators import switch_site
+from bayesprune.gating import GatedNetwork
+from bayesprune.groups import ChannelGroups
+from bayesprune.switches import Switch
+
+Likelihood = Callable[[Any], TorchDistributionMixin]
+
+
+def categorical(output: Tensor) -> TorchDistributionMixin:
+    """The likelihood of a classifier: class probabilities from logits of shape ``(N, K)``."""
+    return dist.Categorical(logits=output)
+
+
+class SwitchGuide(PyroModule):
+    """The variational distribution of a switched network: the factors of its switches."""
+
+    def __init__(self, switches: Mapping[str, Switch]) -> None:
+        super().__init__()
+        self.names = list(switches)
+        self.switches: Any = PyroModule[nn.ModuleList](list(switches.values()))  # type: ignore[index]
+        self.active = set(self.names)
+        self.kl_weight = 1.0
+
+    def items(self) -> Iterator[tuple[str, Switch]]:
+        """The active groups' names and switches."""
+        for name, switch in zip(self.names, self.switches, strict=True):
+            if name in self.active:
+                yield name, switch
+
+    def forward(self, inputs: Any = None, targets: Any = None) -> dict[str, Tensor]:
+        """Sample every site from its factor; returns the gates."""
+        return self.run(lambda site: site.factor)
+
+    def run(self, choose: Callable[[Any], TorchDistributionMixin]) -> dict[str, Tensor]:
+        """Sample every site from what `choose` takes of it; returns the gates by group."""
+        gates = {}
+        for name, switch in self.items():
+            values = {}
+            for site_name, site in switch.sites().items():
+                # The analytic divergence takes its scale from the site, in the model and here.
+                with poutine.scale(scale=self.kl_weight):
+                    values[site_name] = pyro.sample(
+                        f"{name}.{site_name}", choose(site), infer=switch_site()
+                    )
+            gates[name] = switch.gate(values)
+        return gates
+
+
+def _kept(name: str, size: int, keep: float | Mapping[str, float] | None) -> float | None:
+    """The number of channels that `keep` leaves of a group."""
+    if keep is None:
+        return None
+    if isinstance(keep, Mapping):
+        if name not in keep:
+            raise ConfigError(f"keep: no number of channels for group {name}")
+        count = keep[name]
+    else:
+        count = keep * size
+    if not 0 < count <= size:
+        raise ConfigError(f"keep: group {name} has {size} channels, asked to keep {count}")
+    return float(count)
+
+
+class SwitchedNetwork(PyroModule):
+    """A copy of a network whose channels pass through switches, as a Pyro model with its guide.
+
+    ``TraceMeanField_ELBO()(switched, switched.guide)`` is the loss of stochastic variational
+    inference; `fit_switches` minimises it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Copied, never modified.
+    groups : ChannelGroups
+        From `trace_groups` of the same network.
+    switch : Switch or mapping of str to Switch
+        A prototype for all groups, or one per group; groups without one have no gate.
+    num_data : int
+        Size of the training set: the likelihood of a batch of B counts ``num_data / B`` times.
+    keep : float or mapping of str to number, optional
+        Channels to keep, for switches that make use of it: a fraction of every group, or a number
+        per group.
+    train_weights : bool
+        Whether the weights are trained along with the switches. If not, they are frozen and the
+        copy stays in evaluation mode.
+    likelihood : callable
+        From the network's output to the distribution of the targets, with batch shape ``(N,)``.
+
+    Raises
+    ------
+    PlanError
+        If a group does not fit the network.
+    ConfigError
+        If `keep` or `num_data` is out of range, or Pyro keeps its parameters globally.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: ChannelGroups,
+        switch: Switch | Mapping[str, Switch],
+        *,
+        num_data: int,
+        keep: float | Mapping[str, float] | None = None,
+        train_weights: bool = False,
+        likelihood: Likelihood = categorical,
+    ) -> None:
+        if not pyro.settings.get("module_local_params"):
+            raise ConfigError(
+                "Pyro's global parameter store is on. bayesprune switches it off when imported; "
+                "leave pyro.settings module_local_params=True"
+            )
+        super().__init__()
+        if num_data < 1:
+            raise ConfigError(f"num_data: expected the size of the training set, got {num_data}")
+        self.num_data = num_data
+        self.train_weights = train_weights
+        self.likelihood = likelihood
+        sizes = groups.sizes
+
+        prototypes = dict.fromkeys(groups, switch) if isinstance(switch, Switch) else switch
+        unknown = set(prototypes) - set(groups)
+        if unknown:
+            raise PlanError(f"switches for unknown groups: {', '.join(sorted(unknown))}")
+        bound = {}
+        for name in groups:
+            if name in prototypes:
+                bound[name] = prototypes[name].bind(sizes[name], _kept(name, sizes[name], keep))
+        self.guide = SwitchGuide(bound).to(next(network.parameters()).device)
+        self.network = GatedNetwork(network, groups, bound)
+        self.network.requires_grad_(train_weights)
+        self.train(network.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if not self.train_weights:
+            self.network.eval()
+        return self
+
+    def forward(self, inputs: Any, targets: Tensor | None = None) -> Any:
+        """The Pyro model: gates from the prior, outputs, and the likelihood of `targets`."""
+        gates = self.guide.run(lambda site: site.prior)
+        output = self.network(inputs, gates)
+        likelihood = self.likelihood(output)
+        if len(likelihood.batch_shape) != 1:
+            raise ConfigError(
+                "likelihood: expected one distribution per example, batch shape (N,), got batch "
+                f"shape {tuple(likelihood.batch_shape)}; .to_event(...) joins dimensions"
+            )
+        batch = torch.arange(*likelihood.batch_shape, device=output.device)
+        with pyro.plate("data", self.num_data, subsample=batch):
+            pyro.sample("targets", likelihood, obs=targets)
+        return output
+
+    def fold(self, gates: Mapping[str, Tensor]) -> nn.Module:
+        """A plain, trainable network with the original module names and the gates in its weights.
+
+        Parameters
+        ----------
+        gates : mapping of str to Tensor
+            One gate per unit, shape ``(C,)``: `SwitchPosterior.mean`, or a mask of zeros and ones.
+
+        Raises
+        ------
+        PlanError
+            If a group is unknown or its gates have another shape.
+        """
+        return self.network.fold(gates).requires_grad_(True)

@@ -1,0 +1,297 @@
+"""What a fit of switches leaves: moments, probabilities and draws per channel."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from bayesprune.checkpoint import load_state, save_state
+from bayesprune.errors import CheckpointError, PlanError
+from bayesprune.selection import ChannelScores, PruningPlan
+from bayesprune.switches import Switch
+from bayesprune.switches._switch import seeded
+
+CPU = torch.device("cpu")
+RANK_DRAWS = 4000
+"""Draws behind rank probabilities."""
+
+
+def _ratio(mean: Tensor, sd: Tensor) -> Tensor:
+    """Mean over standard deviation, finite also where the latter is 0 to rounding."""
+    limits = torch.finfo(mean.dtype)
+    return mean / (sd + limits.eps * mean.abs()).clamp_min(limits.tiny)
+
+
+class SwitchPosterior:
+    """The variational posterior of the gates of a network, apart from the network.
+
+    Parameters
+    ----------
+    switches : mapping of str to Switch
+        Bound and fitted, by group; copied to the CPU.
+    history : list of dict
+        One row per epoch of the fit, with "elbo", "nll" and "kl" per example.
+    channels : mapping of str to Tensor, optional
+        Original index of each unit, shape ``(C,)``; counts from 0 unless channels were removed
+        before the fit.
+
+    Raises
+    ------
+    PlanError
+        If `channels` names an unknown group or another number of channels.
+    """
+
+    def __init__(
+        self,
+        switches: Mapping[str, Switch],
+        history: list[dict[str, Any]],
+        channels: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.switches = {name: copy.deepcopy(s).cpu() for name, s in switches.items()}
+        for switch in self.switches.values():
+            switch.requires_grad_(False)
+        self.history = history
+        self.channels = {n: torch.arange(switch.size) for n, switch in self.switches.items()}
+        for name, index in (channels or {}).items():
+            if name not in self.switches or len(index) != self.switches[name].size:
+                sizes = {n: len(units) for n, units in self.channels.items()}
+                raise PlanError(f"channels: {len(index)} indices for {name}; groups: {sizes}")
+            self.channels[name] = torch.as_tensor(index).cpu()
+
+    @property
+    def names(self) -> list[str]:
+        """The groups, in network order."""
+        return list(self.switches)
+
+    def _each(self, summary: Any) -> dict[str, Tensor]:
+        return {name: summary(switch).detach() for name, switch in self.switches.items()}
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """Posterior mean of each gate, shape ``(C,)``."""
+        return self._each(lambda switch: switch.mean())
+
+    @property
+    def sd(self) -> dict[str, Tensor]:
+        """Posterior standard deviation of each gate, shape ``(C,)``."""
+        return self._each(lambda switch: switch.sd())
+
+    def quantile(self, q: float) -> dict[str, Tensor]:
+        """Quantile of each gate at level `q` in (0, 1), shape ``(C,)``."""
+        return self._each(lambda switch: switch.quantile(q))
+
+    def keep_probability(self, threshold: float) -> dict[str, Tensor]:
+        """P(gate >= threshold) of each channel, shape ``(C,)``."""
+        return self._each(lambda switch: 1 - switch.probability_below(threshold))
+
+    def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
+        """Gates from the posterior, shape ``(num_draws, C)``; the global generator is untouched."""
+        with seeded(seed, CPU):
+            return self._each(lambda switch: switch.sample(num_draws))
+
+    def prior_sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
+        """Gates from the prior, shape ``(num_draws, C)``; the global generator is untouched."""
+        with seeded(seed, CPU):
+            return self._each(lambda switch: switch.prior_sample(num_draws))
+
+    def rank_probability(self, count: int | Mapping[str, int]) -> dict[str, Tensor]:
+        """P(channel is among the best `count` of its group), shape ``(C,)``, from draws."""
+        probability = {}
+        for name, draws in self.sample(RANK_DRAWS).items():
+            k = count if isinstance(count, int) else count.get(name, 0)
+            if not 0 < k <= draws.shape[1]:
+                raise PlanError(f"{name}: asked for the best {k} of {draws.shape[1]} channels")
+            best = torch.zeros_like(draws).scatter_(1, draws.topk(k, dim=1).indices, 1.0)
+            probability[name] = best.mean(0)
+        return probability
+
+    def scores(self, measure: str = "importance") -> ChannelScores:
+        """Scores for selection.
+
+        Parameters
+        ----------
+        measure : str
+            "importance": the family's own score, for simplex switches the mean share relative to an
+            equal share; "mean"; "snr": mean over standard deviation; or "above:T": P(gate >= T).
+
+        Raises
+        ------
+        PlanError
+            If the measure is unknown.
+        """
+        if measure == "importance":
+            values = self._each(lambda switch: switch.importance())
+        elif measure == "mean":
+            values = self.mean
+        elif measure == "snr":
+            values = {name: _ratio(mean, self.sd[name]) for name, mean in self.mean.items()}
+        elif threshold := re.fullmatch(r"above:([+-]?[0-9.]+(?:e[+-]?[0-9]+)?)", measure):
+            values = self.keep_probability(float(threshold[1]))
+        else:
+            raise PlanError(
+                f"scores: expected 'importance', 'mean', 'snr' or 'above:T', got {measure!r}"
+            )
+        return ChannelScores(values, measure)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per channel: group, original index, mean, sd, 94% interval, importance."""
+        mean, sd, scores = self.mean, self.sd, self.scores().values
+        low, high = self.quantile(0.03), self.quantile(0.97)
+        parts = [
+            pd.DataFrame(
+                {
+                    "layer": name,
+                    "channel": self.channels[name].numpy(),
+                    "mean": mean[name].numpy(),
+                    "sd": sd[name].numpy(),
+                    "eti_3%": low[name].numpy(),
+                    "eti_97%": high[name].numpy(),
+                    "importance": scores[name].numpy(),
+                }
+            )
+            for name in self.names
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def _repr_html_(self) -> str:
+        return self.summary().to_html(max_rows=20, float_format=lambda value: f"{value:.3g}")
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} ({switch.size})" for name, switch in self.switches.items())
+        return f"SwitchPosterior of {sizes}"
+
+    # hand-over --------------------------------------------------------------------------------
+
+    def to_arviz(self, num_draws: int = 1000, plan: PruningPlan | None = None) -> Any:
+        """Draws for ArviZ.
+
+        Parameters
+        ----------
+        num_draws : int
+            Independent draws, in one pseudo-chain: R-hat means nothing for them.
+        plan : PruningPlan, optional
+            Adds which channels it keeps.
+
+        Returns
+        -------
+        arviz.InferenceData or xarray.DataTree
+            Whichever the installed ArviZ uses. Groups ``posterior`` and ``prior`` with `gate`
+            (chain, draw, switch), ``sample_stats`` with the log density of each draw under the
+            guide and under the prior, ``constant_data`` with the moments and `kept`, and
+            ``fit_history``. `layer` and `channel` (the original index) are coordinates of `switch`.
+        """
+        layer = np.concatenate([np.repeat(n, s.size) for n, s in self.switches.items()])
+        channel = np.concatenate([self.channels[name].numpy() for name in self.names])
+        coords = {
+            "switch": np.arange(len(layer)),
+            "layer": ("switch", layer),
+            "channel": ("switch", channel),
+        }
+        with seeded(0, CPU), torch.no_grad():
+            gates, guide, prior = [], torch.zeros(num_draws), torch.zeros(num_draws)
+            for switch in self.switches.values():
+                values = {}
+                for name, site in switch.sites().items():
+                    values[name] = site.factor.sample((num_draws,))
+                    guide += site.factor.log_prob(values[name])
+                    prior += site.prior.log_prob(values[name])
+                gates.append(switch.gate(values))
+        prior_gates = self.prior_sample(num_draws, seed=1)
+
+        def draws(parts: list[Tensor]) -> xr.Dataset:
+            gate = torch.cat(parts, 1).numpy()[None]
+            return xr.Dataset({"gate": (("chain", "draw", "switch"), gate)}, coords=draw_coords)
+
+        draw_coords = {"chain": [0], "draw": np.arange(num_draws), **coords}
+        constant = {
+            "mean": ("switch", torch.cat(list(self.mean.values())).numpy()),
+            "sd": ("switch", torch.cat(list(self.sd.values())).numpy()),
+        }
+        if plan is not None:
+            kept = [
+                np.isin(self.channels[name].numpy(), plan.kept.get(name, [])) for name in self.names
+            ]
+            constant["kept"] = ("switch", np.concatenate(kept).astype(np.int8))
+        datasets = {
+            "posterior": draws(gates),
+            "prior": draws(list(prior_gates.values())),
+            "sample_stats": xr.Dataset(
+                {
+                    "lp_guide": (("chain", "draw"), guide.numpy()[None]),
+                    "lp_prior": (("chain", "draw"), prior.numpy()[None]),
+                },
+                coords={"chain": [0], "draw": np.arange(num_draws)},
+            ),
+            "constant_data": xr.Dataset(constant, coords=coords),
+            "fit_history": self._history_dataset(),
+        }
+        with warnings.catch_warnings():
+            # ArviZ 0.23 announces its own refactor at import.
+            warnings.simplefilter("ignore", FutureWarning)
+            arviz = importlib.import_module("arviz")
+        inference_data = getattr(arviz, "InferenceData", None)
+        if inference_data is None or inference_data is xr.DataTree:
+            return xr.DataTree.from_dict(datasets)
+        with warnings.catch_warnings():
+            # "fit_history" is a group of ours, which 0.23 remarks on.
+            warnings.simplefilter("ignore", UserWarning)
+            return inference_data(**datasets)
+
+    def _history_dataset(self) -> xr.Dataset:
+        keys = [k for k in ("elbo", "nll", "kl") if all(k in row for row in self.history)]
+        step = np.arange(len(self.history))
+        return xr.Dataset(
+            {key: ("epoch", np.array([float(row[key]) for row in self.history])) for key in keys},
+            coords={"epoch": step},
+        )
+
+    # on disk --------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the variational parameters (safetensors), for `load` to give the posterior back."""
+        switches = {}
+        for name, switch in self.switches.items():
+            switches[name] = {
+                "class": f"{type(switch).__module__}.{type(switch).__qualname__}",
+                "init_args": switch.init_args,
+                "size": switch.size,
+                "state": dict(switch.state_dict()),
+            }
+        tree = {"switches": switches, "history": self.history, "channels": self.channels}
+        save_state(Path(path), tree)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SwitchPosterior:
+        """Read a posterior; raises CheckpointError if the file is missing or something else."""
+        tree = load_state(Path(path))
+        switches: dict[str, Switch] = {}
+        try:
+            for name, entry in tree["switches"].items():
+                module, _, family = entry["class"].rpartition(".")
+                prototype = getattr(importlib.import_module(module), family)
+                if not (isinstance(prototype, type) and issubclass(prototype, Switch)):
+                    raise TypeError(f"{entry['class']} is not a Switch")
+                bound = prototype(**entry["init_args"]).bind(entry["size"], entry["size"])
+                switches[name] = bound
+                bound.load_state_dict(entry["state"])
+            return cls(switches, tree["history"], tree["channels"])
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            RuntimeError,
+            ImportError,
+        ) as error:
+            raise CheckpointError(f"{path}: expected a switch posterior: {error}") from error

@@ -1,0 +1,14 @@
+"""Figures and the report of a run."""
+
+from bayesprune.reporting.compare import average_over_seeds as average_over_seeds
+from bayesprune.reporting.compare import collect_runs as collect_runs
+from bayesprune.reporting.compare import compare_runs as compare_runs
+from bayesprune.reporting.plots import elbo_plot as elbo_plot
+from bayesprune.reporting.plots import feature_maps as feature_maps
+from bayesprune.reporting.plots import forest_plot as forest_plot
+from bayesprune.reporting.plots import kept_ladder as kept_ladder
+from bayesprune.reporting.plots import pareto_plot as pareto_plot
+from bayesprune.reporting.plots import rank_probability_plot as rank_probability_plot
+from bayesprune.reporting.plots import training_plot as training_plot
+from bayesprune.reporting.report import ReportData as ReportData
+from bayesprune.reporting.report import write_report as write_report

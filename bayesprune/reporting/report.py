@@ -1,0 +1,527 @@
+"""The report of a run folder: one self-contained HTML page, and its figures as PNG files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from bayesprune.errors import DataError
+from bayesprune.reporting import plots
+from bayesprune.reporting.plots import format_count
+
+if TYPE_CHECKING:
+    from bayesprune.posterior import SwitchPosterior
+    from bayesprune.selection import PruningPlan
+
+_DPI = 170
+_MAX_TABLE_ROWS = 1000
+_NONE = "–"
+_FIELDS = {
+    "error": "Test error",
+    "nll": "NLL (nats)",
+    "ece": "ECE",
+    "macs": "MACs",
+    "params": "Parameters",
+    "weights": "Weights",
+    "latency_ms": "Latency",
+}
+_CHANGES = {
+    "macs": ("fewer", "more"),
+    "params": ("fewer", "more"),
+    "weights": ("fewer", "more"),
+    "latency_ms": ("faster", "slower"),
+}
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """What a report is made of.
+
+    Attributes
+    ----------
+    config : str
+        The run's configuration, YAML.
+    summary : dict
+        ``summary.json``: ``method``, ``model``, ``data``, ``seed``, the metrics ``dense`` and
+        ``pruned`` (``error`` as a fraction, ``nll`` in nats, ``ece``, ``macs``, ``params``,
+        ``weights``, ``latency_ms``), ``architecture`` (``{group: {"kept", "of"}}``); where
+        present also ``estimator``, ``seconds``, ``versions``, the metrics ``before_finetune`` (cut,
+        not fine-tuned) and ``scratch`` (same widths trained from scratch), and ``test_size``
+        (number of test examples, turns fractions into counts).
+    plan : PruningPlan
+        What was kept.
+    posterior : SwitchPosterior, optional
+        What the switches learnt; None for methods that leave no posterior.
+    metrics : sequence of mappings
+        Rows of ``metrics.csv`` in time order: ``stage``, ``epoch``, ``loss``, ...
+    image : array, optional
+        An example input, (h, w), (1 or 3, h, w) or (h, w, 1 or 3).
+    feature_maps : array of shape (C, h', w'), optional
+        What the dense network's first group makes of `image`, one map per original channel.
+    """
+
+    config: str
+    summary: Mapping[str, Any]
+    plan: PruningPlan
+    posterior: SwitchPosterior | None = None
+    metrics: Sequence[Mapping[str, Any]] = ()
+    image: Any | None = None
+    feature_maps: Any | None = None
+
+
+class _Picture(NamedTuple):
+    file: str
+    alt: str
+    caption: str
+    png: bytes
+    width: int
+    height: int
+
+    @property
+    def uri(self) -> str:
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
+
+
+class _Table(NamedTuple):
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def write_report(folder: Path | str, data: ReportData) -> Path:
+    """Write ``report.html`` and ``figures/*.png`` into a run folder.
+
+    The page needs no other file, no script and no network.  Everything is made before anything
+    is written, and each file is replaced in one step, so a failure leaves the old report intact.
+
+    Parameters
+    ----------
+    folder : Path or str
+        The run folder; created if missing.
+    data : ReportData
+        What to report.
+
+    Returns
+    -------
+    Path
+        The HTML file.
+
+    Raises
+    ------
+    DataError
+        The summary lacks a required entry, or `feature_maps` does not fit the plan.
+    PlanError
+        Plan and posterior do not belong together.
+    """
+    missing = [
+        k for k in ("method", "model", "dense", "pruned", "architecture") if k not in data.summary
+    ]
+    if missing:
+        raise DataError(f"summary: expected the entries {missing}, got {[*data.summary]}")
+    ladder = _ladder(data)
+    gates, ranks, maps, curves = _gates(data), _ranks(data), _maps(data), _curves(data)
+    page = _render(data, ladder=ladder, gates=gates, ranks=ranks, maps=maps, curves=curves)
+
+    folder = Path(folder)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for picture in (*ladder, *gates, *ranks, *maps, *curves):
+        _replace(folder / "figures" / picture.file, picture.png)
+    report = folder / "report.html"
+    _replace(report, page.encode())
+    return report
+
+
+def _replace(path: Path, content: bytes) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _render(data: ReportData, **pictures: list[_Picture]) -> str:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = files(__package__ or "").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    summary = data.summary
+    return environment.from_string(source).render(
+        title=f"{_name(summary['model'])} pruned by {_name(summary['method'])}",
+        about=_about(summary),
+        headline=_headline(summary),
+        verdict=_verdict(data),
+        costs=_costs(summary),
+        channels=_channels(data),
+        seconds=_pairs("Time spent", ("Stage", "Time"), summary.get("seconds"), _duration),
+        versions=_pairs("Versions", ("Package", "Version"), summary.get("versions"), str),
+        config=data.config,
+        **pictures,
+    )
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+def _name(value: Any) -> str:
+    """Name a model, data set or method as configured: by name or by class path."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        return str(value["class_path"]).rpartition(".")[2]
+    return str(value.get("name", value) if isinstance(value, Mapping) else value)
+
+
+def _number(metrics: Mapping[str, Any] | None, field: str) -> float | None:
+    """Read a measured value; None if it was not measured."""
+    value = (metrics or {}).get(field)
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _both(summary: Mapping[str, Any], field: str) -> tuple[float, float] | None:
+    """Read a value of the dense and of the pruned network; None unless both were measured."""
+    before, after = _number(summary["dense"], field), _number(summary["pruned"], field)
+    return None if before is None or after is None else (before, after)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}%"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f} points".replace("-", "−")
+
+
+def _ratio(before: float, after: float, less: str, more: str) -> str:
+    """Write ``"14.5× fewer"``, or ``"1.2× more"`` if the number grew."""
+    if before <= 0 or after <= 0:
+        return _NONE
+    if f"{before:.3g}" == f"{after:.3g}":
+        return "unchanged"
+    factor, word = (before / after, less) if before > after else (after / before, more)
+    return f"{factor:.3g}× {word}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """Compute the 95% score interval of a proportion (Wilson, JASA 1927)."""
+    z2 = 1.96**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _about(summary: Mapping[str, Any]) -> str:
+    parts = [
+        f"{key} {_name(summary[key])}"
+        for key in ("data", "estimator", "seed")
+        if summary.get(key) is not None
+    ]
+    return ", ".join(parts)
+
+
+def _verdict(data: ReportData) -> list[tuple[str, str]]:
+    """Say what was removed, what it cost and how sure that is, as (heading, text)."""
+    said = [("Removed", _removed(data.summary)), ("Cost", _cost(data.summary))]
+    if data.posterior is None:
+        text = (
+            f"{_name(data.summary['method'])} ranks channels without an uncertainty, so nothing "
+            "can be said here about how clear each decision is."
+        )
+    else:
+        text = _certainty(data.posterior, data.plan)
+    return [(heading, text) for heading, text in (*said, ("How sure", text)) if text]
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    """Put the run in one line: how much cheaper for how much error."""
+    macs, error = _both(summary, "macs"), _both(summary, "error")
+    parts = []
+    if macs:
+        parts.append(f"{_ratio(*macs, 'fewer', 'more')} multiply-accumulates")
+    if error:
+        parts.append(f"{_points(error[1] - error[0])} of test error")
+    return ", ".join(parts)
+
+
+def _removed(summary: Mapping[str, Any]) -> str:
+    architecture = summary["architecture"]
+    kept = sum(group["kept"] for group in architecture.values())
+    size = sum(group["of"] for group in architecture.values())
+    text = f"{size - kept} of {size} channels are gone, {kept} stay"
+    if len(architecture) <= 6:
+        widths = (
+            f"{group['kept']} of {group['of']} in {name}" for name, group in architecture.items()
+        )
+        text += f" ({', '.join(widths)})"
+    text += "."
+    for field, noun in (("macs", "multiply-accumulates for one input"), ("params", "parameters")):
+        if counts := _both(summary, field):
+            before, after = map(format_count, counts)
+            ratio = _ratio(*counts, "fewer", "more")
+            text += f" {noun.capitalize()} went from {before} to {after} ({ratio})."
+    return text
+
+
+def _cost(summary: Mapping[str, Any]) -> str:
+    errors = _both(summary, "error")
+    if errors is None:
+        return "The test error was not measured before and after, so the cost is unknown."
+    before, after = errors
+    text = (
+        f"Test error went from {_percent(before)} to {_percent(after)} ({_points(after - before)})"
+    )
+    size = summary.get("test_size")
+    if size:
+        low, high = _wilson(after, size)
+        text += (
+            f": {round(before * size)} wrong of {size:,} before, {round(after * size)} after. "
+            f"The luck of the test sample alone leaves {_percent(low)} to {_percent(high)} for the "
+            "pruned network (95% interval)"
+        )
+    text += "."
+    cut, scratch = (_number(summary.get(key), "error") for key in ("before_finetune", "scratch"))
+    if cut is not None:
+        text += f" Right after the cut, before fine-tuning, it was {_percent(cut)}."
+    if scratch is not None:
+        text += f" A network of the same widths trained from scratch has {_percent(scratch)}."
+    return f"{text} This is one run with one seed; other seeds will differ."
+
+
+def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
+    """Count clear and unclear decisions over the groups in which there was something to decide."""
+    kept, removed = list[float](), list[float]()
+    for name, probability in plots.rank_probability(posterior, plan).items():
+        channels, chosen = posterior.channels[name].tolist(), set(plan.kept.get(name, ()))
+        if 0 < len(chosen) < len(channels):
+            for channel, p in zip(channels, probability.tolist(), strict=True):
+                (kept if channel in chosen else removed).append(p)
+    if not kept:
+        return "No group had both channels to keep and channels to remove."
+    kept, removed = np.array(kept), np.array(removed)
+    unsure_kept, unsure_removed = (int(((p >= 0.05) & (p <= 0.95)).sum()) for p in (kept, removed))
+    against = int((kept < 0.05).sum() + (removed > 0.95).sum())
+    unsure, total = unsure_kept + unsure_removed, len(kept) + len(removed)
+    text = (
+        f"{(kept > 0.95).sum()} of {len(kept)} kept channels are among the best k of their group "
+        f"(k = number kept) with probability above 0.95, {(removed < 0.05).sum()} of "
+        f"{len(removed)} removed ones with less than 0.05. In between, {unsure} of {total} "
+        f"decisions ({100 * unsure / total:.1f}%) are uncertain: {unsure_kept} kept, "
+        f"{unsure_removed} removed."
+    )
+    if against:
+        text += (
+            f" Clearly against the ranking of the gates went {against}: the selection did not "
+            "follow the gates alone."
+        )
+    return (
+        f"{text} The probabilities come from the fitted approximation of the posterior, which can "
+        "be too confident; they say how clearly the gates are ranked, not how much the network "
+        "would lose without a channel."
+    )
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def _costs(summary: Mapping[str, Any]) -> _Table:
+    """Dense against pruned, and whatever other networks the run measured."""
+    sides = {"Dense": summary["dense"], "Pruned": summary["pruned"]}
+    extra = {"Cut, not fine-tuned": "before_finetune", "Same widths from scratch": "scratch"}
+    others = {title: summary[key] for title, key in extra.items() if summary.get(key)}
+
+    def write(field: str, value: float | None) -> str:
+        if value is None:
+            return _NONE
+        if field == "error":
+            return _percent(value)
+        if field in ("macs", "params", "weights"):
+            return f"{value:,.0f}"
+        return f"{value:.3g} ms" if field == "latency_ms" else f"{value:.4f}"
+
+    def change(field: str) -> str:
+        values = _both(summary, field)
+        if values is None:
+            return _NONE
+        before, after = values
+        if field == "error":
+            return _points(after - before)
+        if field in ("nll", "ece"):
+            return f"{after - before:+.4f}".replace("-", "−")
+        return _ratio(*values, *_CHANGES[field])
+
+    rows = [
+        [title, *(write(field, _number(side, field)) for side in sides.values()), change(field)]
+        + [write(field, _number(side, field)) for side in others.values()]
+        for field, title in _FIELDS.items()
+    ]
+    size = summary.get("test_size")
+    caption = f"Measured on {f'{size:,} test examples' if size else 'the test set'}"
+    note = (
+        "NLL: negative log likelihood. ECE: expected calibration error. MACs: multiply-accumulates "
+        "for one input. Weights: without biases and norms."
+    )
+    return _Table(caption, ["", *sides, "Change", *others], rows, note)
+
+
+def _channels(data: ReportData) -> _Table | None:
+    """Print the posterior's own summary, one row per channel."""
+    if data.posterior is None:
+        return None
+    frame = data.posterior.summary()
+    rows = [
+        [f"{cell:.3g}" if isinstance(cell, float | np.floating) else str(cell) for cell in row]
+        for row in frame.head(_MAX_TABLE_ROWS).itertuples(index=False)
+    ]
+    shown = "" if len(rows) == len(frame) else f" (first {len(rows)} of {len(frame)})"
+    return _Table(f"Posterior summary per channel{shown}", [*map(str, frame.columns)], rows)
+
+
+def _pairs(caption: str, header: tuple[str, str], values: Any, write: Any) -> _Table | None:
+    if not values:
+        return None
+    return _Table(caption, [*header], [[str(key), write(value)] for key, value in values.items()])
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+def _picture(file: str, figure: Figure, alt: str, caption: str) -> _Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    png = buffer.getvalue()
+    width, height = struct.unpack(">II", png[16:24])  # from the file's own header
+    return _Picture(f"{file}.png", alt, caption, png, width, height)
+
+
+def _ladder(data: ReportData) -> list[_Picture]:
+    architecture = data.summary["architecture"]
+    listed = ", ".join(f"{name} {g['kept']} of {g['of']}" for name, g in architecture.items())
+    return [
+        _picture(
+            "architecture",
+            plots.kept_ladder(architecture),
+            f"Bars of channels kept per group: {listed}.",
+            "Channels kept per group, in network order.",
+        )
+    ]
+
+
+def _gates(data: ReportData) -> list[_Picture]:
+    posterior = data.posterior
+    if posterior is None:
+        return []
+    pictures = []
+    for place, name in enumerate(posterior.names):
+        size, kept = len(posterior.channels[name]), data.plan.kept.get(name)
+        decided = "" if kept is None else f", {len(kept)} of them kept"
+        gone = data.plan.sizes.get(name, size) - size
+        absent = f" Channels removed in earlier rounds ({gone}) have no gate." if gone else ""
+        mean = posterior.mean[name]
+        pictures.append(
+            _picture(
+                f"gates-{place:02d}-{re.sub(r'[^A-Za-z0-9._-]', '-', name)}",
+                plots.forest_plot(posterior, name, data.plan),
+                f"Posterior of the gates of {name}: {size} channels sorted by mean{decided}; "
+                f"means from {float(mean.min()):.2g} to {float(mean.max()):.2g}.",
+                f"{name}: gates by posterior mean{decided}.{absent}",
+            )
+        )
+    return pictures
+
+
+def _ranks(data: ReportData) -> list[_Picture]:
+    posterior = data.posterior
+    if posterior is None or not any(name in data.plan.kept for name in posterior.names):
+        return []
+    return [
+        _picture(
+            "rank-probability",
+            plots.rank_probability_plot(posterior, data.plan),
+            "Per group, each channel's probability of being among the best k, sorted, with k the "
+            "number of channels kept; lines at 0.05 and 0.95.",
+            "Probability of being among the best k of the group. The steeper the fall from 1 to "
+            "0, the clearer the cut; decisions between the dashed lines are uncertain.",
+        )
+    ]
+
+
+def _maps(data: ReportData) -> list[_Picture]:
+    if data.image is None or data.feature_maps is None:
+        return []
+    group = next(iter(data.summary["architecture"]))
+    size, kept = data.plan.sizes[group], data.plan.kept.get(group)
+    if len(data.feature_maps) != size:
+        raise DataError(
+            f"feature_maps: expected {size} maps for {group}, got {len(data.feature_maps)}"
+        )
+    importance = None
+    if data.posterior is not None and group in data.posterior.names:
+        # Channels removed in an earlier round have no gate any more.
+        importance = np.full(size, math.nan)
+        channels = data.posterior.channels[group].tolist()
+        importance[channels] = data.posterior.mean[group].tolist()
+    order = "kept ones first" if importance is None else "ranked by posterior mean gate"
+    count = "" if kept is None else f", {len(kept)} of {size} kept"
+    return [
+        _picture(
+            "feature-maps",
+            plots.feature_maps(data.image, data.feature_maps, importance, kept),
+            f"An input image and the feature maps of {group}, {order}{count}.",
+            f"An input and what {group} makes of it, {order}. Titles: original channel index"
+            f"{'' if importance is None else ' and mean gate'}.",
+        )
+    ]
+
+
+def _curves(data: ReportData) -> list[_Picture]:
+    pictures = []
+    if data.posterior is not None and data.posterior.history:
+        history = data.posterior.history
+        pictures.append(
+            _picture(
+                "elbo",
+                plots.elbo_plot(history),
+                f"ELBO, negative log likelihood and KL over {len(history)} epochs"
+                f"{_ending(history, 'elbo')}.",
+                "The evidence lower bound (ELBO) of the switches and its two parts.",
+            )
+        )
+    columns = [c for c in ("loss", "error") if np.isfinite(plots.numbers(data.metrics, c)).any()]
+    if columns:
+        pictures.append(
+            _picture(
+                "training",
+                plots.training_plot(data.metrics, columns),
+                f"{' and '.join(columns).capitalize()} over {len(data.metrics)} epochs of all "
+                f"stages{_ending(data.metrics, columns[0])}.",
+                "Training, stage after stage. Losses of different stages need not be comparable.",
+            )
+        )
+    return pictures
+
+
+def _ending(rows: Sequence[Mapping[str, Any]], column: str) -> str:
+    """First and last value of a curve, for readers who cannot see it."""
+    values = plots.numbers(rows, column)
+    values = values[np.isfinite(values)]
+    return f", {column} from {values[0]:.3g} to {values[-1]:.3g}" if len(values) else ""

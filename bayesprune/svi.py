@@ -1,0 +1,186 @@
+"""Stochastic variational inference over the switches of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.infer.trace_mean_field_elbo import TraceMeanField_ELBO
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from bayesprune._describe import describe
+from bayesprune.errors import BayespruneError, ConfigError, DataError, FitError
+from bayesprune.estimators import AnalyticMean, Estimator
+from bayesprune.network import SwitchedNetwork
+from bayesprune.posterior import SwitchPosterior
+from bayesprune.training import (
+    Batch,
+    Loader,
+    MetricsWriter,
+    Row,
+    make_fabric,
+    num_steps,
+    run_epochs,
+)
+
+if TYPE_CHECKING:
+    
+
+def fit_switches(
+    switched: SwitchedNetwork,
+    loader: Loader,
+    *,
+    epochs: int = 3,
+    estimator: Estimator | None = None,
+    learning_rate: float = 0.1,
+    weight_learning_rate: float = 1e-3,
+    joint: bool = True,
+    kl_warmup: float = 0.0,
+    seed: int = 0,
+    channels: Mapping[str, Tensor] | None = None,
+    fabric: Fabric | None = None,
+    stage: str = "fit",
+    checkpoint: str | Path | None = None,
+    metrics: MetricsWriter | None = None,
+    progress: bool = True,
+) -> SwitchPosterior:
+    """Fit the switches of a network by maximising the evidence lower bound.
+
+    Minimises ``cross-entropy per example + KL / num_data`` with Adam, at a learning rate that falls
+    to zero as a cosine.
+
+    Parameters
+    ----------
+    switched : SwitchedNetwork
+        Its switches, and its weights if they are trained, are changed in place.
+    loader : DataLoader
+        Batches ``(inputs, targets)``.
+    epochs : int
+        At least 1.
+    estimator : Estimator, optional
+        `AnalyticMean` (default) or `Implicit`.
+    learning_rate : float
+        For the variational parameters.
+    weight_learning_rate : float
+        For the weights, where they are trained.
+    joint : bool
+        Fit all groups together; otherwise one after the other, each with the other gates at 1. Each
+        group has then a stage and a checkpoint of its own, with its name after a hyphen.
+    kl_warmup : float
+        Fraction of the fit in [0, 1] over which the weight of the KL rises from 0 to 1.
+    seed : int
+    channels : mapping of str to Tensor, optional
+        Original index of each unit if channels were removed before.
+    fabric, stage, checkpoint, metrics, progress
+        See `bayesprune.training.run_epochs`.
+
+    Returns
+    -------
+    SwitchPosterior
+
+    Raises
+    ------
+    ConfigError
+        If an argument is out of range.
+    DataError, FitError, CheckpointError
+        See `bayesprune.training.run_epochs`.
+    """
+    if epochs < 1 or not 0 <= kl_warmup <= 1 or learning_rate <= 0 or weight_learning_rate <= 0:
+        raise ConfigError(
+            "fit_switches: expected epochs >= 1, kl_warmup in [0, 1] and positive learning rates, "
+            f"got {epochs}, {kl_warmup}, {learning_rate} and {weight_learning_rate}"
+        )
+    if not joint and switched.train_weights:
+        raise ConfigError("fit_switches: joint=False needs frozen weights (train_weights=False)")
+    estimator = estimator or AnalyticMean()
+    fabric = fabric or make_fabric()
+    guide = switched.guide
+    passes = [guide.names] if joint else [[name] for name in guide.names]
+    history: list[Row] = []
+    switched.train()
+    try:
+        for names in passes:
+            guide.active = set(names)
+            groups = [{"params": list(guide.parameters()), "lr": learning_rate}]
+            if switched.train_weights:
+                weights = list(switched.network.parameters())
+                groups += [{"params": weights, "lr": weight_learning_rate}]
+            optimizer = torch.optim.Adam(groups)
+            steps = epochs * num_steps(fabric, loader)
+            path = checkpoint and Path(checkpoint)
+            if path and not joint:
+                path = path.with_stem(f"{path.stem}-{names[0]}")
+            history += run_epochs(
+                fabric,
+                switched,
+                loader,
+                _step(switched, estimator),
+                optimizer,
+                epochs=epochs,
+                seed=seed,
+                stage=stage if joint else f"{stage}-{names[0]}",
+                scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
+                before_step=lambda step, total: _anneal(switched, (step + 1) / total, kl_warmup),
+                settings={
+                    "estimator": describe(estimator),
+                    "switches": {name: describe(switch) for name, switch in guide.items()},
+                    "examples": switched.num_data,
+                    "learning rates": [learning_rate, weight_learning_rate],
+                    "KL warm-up": kl_warmup,
+                },
+                checkpoint=path,
+                metrics=metrics,
+                progress=progress,
+            )
+    finally:
+        guide.active, guide.kl_weight = set(guide.names), 1.0
+        switched.eval()
+    return SwitchPosterior(dict(guide.items()), history, channels)
+
+
+def _anneal(switched: SwitchedNetwork, progress: float, kl_warmup: float) -> None:
+    switched.guide.kl_weight = min(1.0, progress / kl_warmup) if kl_warmup else 1.0
+    for _, switch in switched.guide.items():
+        switch.anneal(progress)
+
+
+def _step(switched: SwitchedNetwork, estimator: Estimator) -> Any:
+    elbo = TraceMeanField_ELBO(num_particles=estimator.num_particles)
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        inputs, targets = batch
+        model, guide = estimator.wrap(switched, switched.guide, len(targets))
+        try:
+            loss = elbo.differentiable_loss(model, guide, inputs, targets) / switched.num_data
+        except BayespruneError:
+            raise
+        except ValueError as error:  # from Pyro's validation
+            raise _explained(error, batch) from error
+        with torch.no_grad():
+            kl = divergence(switched) / switched.num_data
+            nll = loss - switched.guide.kl_weight * kl
+        return {"loss": loss, "elbo": -(nll + kl), "nll": nll, "kl": kl}
+
+    return step
+
+
+def _explained(error: ValueError, batch: Batch) -> Exception:
+    """What to raise where a distribution refuses its parameters or a value."""
+    inputs, targets = batch
+    for name, part in (("inputs", inputs), ("targets", targets)):
+        if not part.isfinite().all():
+            return DataError(f"loader: expected finite {name}, got NaN or inf")
+    return FitError(
+        "the likelihood does not accept the network's output or the targets (shape "
+        f"{tuple(targets.shape)}, from {targets.min().item():.4g} to {targets.max().item():.4g}): "
+        f"{error}"
+    )
+
+
+def divergence(switched: SwitchedNetwork) -> Tensor:
+    """KL of the guide from the prior over all active switches, in nats."""
+    sites = (site for _, switch in switched.guide.items() for site in switch.sites().values())
+    return torch.stack([kl_divergence(site.factor, site.prior) for site in sites]).sum()

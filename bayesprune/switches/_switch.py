@@ -1,0 +1,140 @@
+"""The abstract switch: a distribution over the gates of one channel group."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABCMeta, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn.module import PyroModule
+from torch import Tensor
+
+from bayesprune._describe import init_args
+
+MONTE_CARLO_DRAWS = 4096
+"""Draws behind a summary that has no closed form."""
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of `device` from `seed`; outside, its generators are as they were."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:  # torch.manual_seed would change the generators of all others as well
+            torch.cuda.default_generators[gpu.index].manual_seed(seed)
+        yield
+
+
+def at_least(low: float, value: Tensor) -> Tensor:
+    """`value`, or `low` where it is below, with the gradient of `value` everywhere.
+
+    A clamp has no gradient below: a parameter that one step of the optimizer took there would stay.
+    """
+    return value + (low - value).clamp_min(0).detach()
+
+
+class Site(NamedTuple):
+    """One latent variable of a switch: its prior and its variational factor."""
+
+    prior: TorchDistributionMixin
+    factor: TorchDistributionMixin
+
+
+class _AbstractModuleMeta(type(PyroModule), ABCMeta):
+    """Lets a Pyro module have abstract methods."""
+
+
+class Switch(PyroModule, metaclass=_AbstractModuleMeta):
+    """Abstract: importance gates of one channel group, with prior and variational posterior.
+
+    The constructor takes hyper-parameters only and makes a prototype. `bind` returns a copy with
+    variational parameters for a group; every other method needs a bound switch. A subclass sets
+    `reference`, and its constructor stores each argument under the argument's name.
+
+    Gates have shape ``(..., C)`` with C the number of units of the group.
+    """
+
+    reference: str
+    size: int = 0
+
+    def bind(self, size: int, keep: float | None = None) -> Self:
+        """A copy with variational parameters for `size` units.
+
+        Parameters
+        ----------
+        size : int
+            Number of units, at least 1.
+        keep : float, optional
+            How many of them a budget leaves, for families that make use of it.
+        """
+        bound = copy.deepcopy(self)
+        bound.size = size
+        bound.initialise(keep)
+        return bound
+
+    @abstractmethod
+    def initialise(self, keep: float | None) -> None:
+        """Create the variational parameters for `self.size` units."""
+
+    @abstractmethod
+    def sites(self) -> dict[str, Site]:
+        """The latent variables by name, in the order of sampling; batch shape ``()``."""
+
+    @abstractmethod
+    def gate(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Gates from values of the sites; leading dimensions are kept."""
+
+    def anneal(self, progress: float) -> None:
+        """Take note that a fraction `progress` in [0, 1] of the fit is done."""
+
+    def sample(self, num_draws: int) -> Tensor:
+        """Gates drawn from the variational posterior, shape ``(num_draws, C)``; no gradient."""
+        with torch.no_grad():
+            sites = self.sites().items()
+            return self.gate({name: site.factor.sample((num_draws,)) for name, site in sites})
+
+    def prior_sample(self, num_draws: int) -> Tensor:
+        """Gates drawn from the prior, shape ``(num_draws, C)``."""
+        with torch.no_grad():
+            sites = self.sites().items()
+            return self.gate({name: site.prior.sample((num_draws,)) for name, site in sites})
+
+    # Summaries; a family with a closed form overrides the ones that have it. --------------------
+
+    def _draws(self) -> Tensor:
+        with seeded(0, next(self.parameters()).device):
+            return self.sample(MONTE_CARLO_DRAWS)
+
+    def mean(self) -> Tensor:
+        """Posterior mean of each gate, shape ``(C,)``."""
+        return self._draws().mean(0)
+
+    def sd(self) -> Tensor:
+        """Posterior standard deviation of each gate, shape ``(C,)``."""
+        return self._draws().std(0)
+
+    def quantile(self, q: float) -> Tensor:
+        """Posterior quantile of each gate at level `q` in (0, 1), shape ``(C,)``."""
+        return self._draws().quantile(q, dim=0)
+
+    def probability_below(self, threshold: float) -> Tensor:
+        """Posterior probability that each gate is below `threshold`, shape ``(C,)``."""
+        return (self._draws() < threshold).to(torch.get_default_dtype()).mean(0)
+
+    def importance(self) -> Tensor:
+        """The family's own score, higher = keep, shape ``(C,)``."""
+        return self.mean()
+
+    @property
+    def init_args(self) -> dict[str, Any]:
+        """The hyper-parameters, by the names of the constructor's arguments."""
+        return init_args(self)
+
+    def extra_repr(self) -> str:
+        args = ", ".join(f"{name}={value!r}" for name, value in self.init_args.items())
+        return args + (f", size={self.size}" if self.size else "")

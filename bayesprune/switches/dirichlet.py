@@ -1,0 +1,112 @@
+"""Dirichlet switches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.nn.module import PyroParam
+from scipy import special
+from torch import Size, Tensor
+from torch.types import _size
+
+from bayesprune.distributions import LogGamma
+from bayesprune.errors import ConfigError
+from bayesprune.switches._simplex import SimplexSwitch, Total
+from bayesprune.switches._switch import Site, at_least
+
+
+class _Shares(dist.Dirichlet):
+    """Dirichlet shares, also where all concentrations are small."""
+
+    def sample(self, sample_shape: _size = Size()) -> Tensor:
+        """Draw by logarithms: gamma variates could all underflow, and make equal shares."""
+        with torch.no_grad():
+            shares = LogGamma(self.concentration).sample(sample_shape).softmax(-1)
+            return shares.clamp_min(torch.finfo(shares.dtype).tiny)
+
+
+class Dirichlet(SimplexSwitch):
+    r"""Importance shares :math:`s \sim \mathrm{Dir}(\alpha_0 1_C)`, gates :math:`z = m s`.
+
+    The factor is :math:`q(s) = \mathrm{Dir}(\varphi)` with :math:`\varphi = \mathrm{softplus}
+    (\theta)`; the divergence from the prior is exact. Each share is Beta distributed, so that mean,
+    variance, quantiles and tail probabilities are in closed form.
+
+    Parameters
+    ----------
+    concentration : float
+        :math:`\alpha_0 > 0`; below 1 the prior favours sparse shares.
+    total : {"size", "keep", "anneal"} or float
+        The gate mass m, see `SimplexSwitch`.
+    init : float
+        Initial :math:`\varphi_i > 0`, the same for all channels.
+
+    Raises
+    ------
+    ConfigError
+        If a hyper-parameter is out of range.
+
+    References
+    ----------
+    Adamczewski and Park, "Dirichlet Pruning for Neural Network Compression", AISTATS 2021. The
+    paper's gate is the share itself (mass 1) and is placed before the normalisation.
+    """
+
+    reference = "Adamczewski and Park, AISTATS 2021"
+
+    def __init__(
+        self, concentration: float = 0.1, total: Total = "size", init: float = 1.0
+    ) -> None:
+        super().__init__(total)
+        if not (0 < concentration < math.inf and 0 < init < math.inf):
+            raise ConfigError(
+                f"Dirichlet: concentration and init must be positive, got {concentration}, {init}"
+            )
+        self.concentration = concentration
+        self.init = init
+
+    def initialise(self, keep: float | None) -> None:
+        super().initialise(keep)
+        self.factor_concentration: Any = PyroParam(
+            torch.full((self.size,), self.init), constraints.softplus_positive
+        )
+
+    def sites(self) -> dict[str, Site]:
+        # Softplus underflows to 0 in float32, far below any share that matters.
+        factor = at_least(1e-6, self.factor_concentration)
+        prior = torch.full_like(factor, self.concentration)
+        # Unchecked: the sum of many shares is not 1 to the check's last digit.
+        unchecked = {"validate_args": False}
+        return {"share": Site(_Shares(prior, **unchecked), _Shares(factor, **unchecked))}
+
+    def gate(self, values: Mapping[str, Tensor]) -> Tensor:
+        return self.mass * values["share"]
+
+    def mean(self) -> Tensor:
+        return self.mass * self.sites()["share"].factor.mean.detach()
+
+    def sd(self) -> Tensor:
+        return self.mass * self.sites()["share"].factor.variance.detach().sqrt()
+
+    def quantile(self, q: float) -> Tensor:
+        if self.size == 1:
+            return self.mass.expand(1)
+        return self.mass * self._beta(special.betaincinv, q)
+
+    def probability_below(self, threshold: float) -> Tensor:
+        share = threshold / self.mass.item()
+        if self.size == 1 or share >= 1 or share <= 0:
+            return torch.full((self.size,), float(share > 1 or (share == 1 and self.size > 1)))
+        return self._beta(special.betainc, share)
+
+    def _beta(self, function: np.ufunc, argument: float) -> Tensor:
+        """`function` of the Beta marginal of each share."""
+        phi = self.sites()["share"].factor.concentration.detach()
+        a = phi.double().cpu().numpy()
+        return torch.as_tensor(function(a, a.sum() - a, argument)).to(phi)

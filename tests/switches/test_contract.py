@@ -1,0 +1,379 @@
+"""The contract of a switch: every family that `FAMILIES` lists passes all of it.
+
+A new family needs nothing here; hyper-parameters other than its defaults go into `ALSO`.
+"""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch.distributions import kl_divergence
+
+from bayesprune.errors import ConfigError
+from bayesprune.switches import FAMILIES, Dirichlet, LogisticNormal
+from bayesprune.switches._simplex import SimplexSwitch
+from bayesprune.switches._switch import MONTE_CARLO_DRAWS, Switch
+
+SIZE = 6
+DRAWS = 200_000
+ALSO = {
+    Dirichlet: [
+        {"concentration": 2.0, "total": "keep"},
+        {"total": 2.5, "init": 0.2},
+        {"total": "anneal"},
+    ],
+    LogisticNormal: [
+        {"rank": 2, "total": "keep"},
+        {"rank": "full", "concentration": 1.0, "total": 3},
+    ],
+}
+PROTOTYPES = [
+    family(**args) for family in FAMILIES for args in ({}, *ALSO.get(family, []))
+]
+every = pytest.mark.parametrize("prototype", PROTOTYPES, ids=repr)
+
+
+def fitted(prototype, size=SIZE):
+    """A switch in double precision whose factor is somewhere in its family."""
+    switch = prototype.bind(size, keep=0.4 * size).double()
+    generator = torch.Generator().manual_seed(size)
+    with torch.no_grad():
+        for parameter in switch.parameters():
+            parameter += 0.7 * torch.randn(parameter.shape, generator=generator)
+    return switch
+
+
+def divergence(switch):
+    return sum(kl_divergence(site.factor, site.prior) for site in switch.sites().values())
+
+
+def draw(switch, count, kind="factor"):
+    """Values of all sites, with gradients."""
+    return {n: getattr(s, kind).rsample((count,)) for n, s in switch.sites().items()}
+
+
+def variance_of(switch, summary, count=DRAWS):
+    """Variance of (summary - average of `count` draws), in units of one draw's variance."""
+    closed = getattr(type(switch), summary) is not getattr(Switch, summary)
+    return 1 / count + (0 if closed else 1 / MONTE_CARLO_DRAWS)
+
+
+def assert_within_5(difference, variance):
+    assert (difference.abs() <= 5 * variance.sqrt() + 1e-12).all(), difference / variance.sqrt()
+
+
+def finite_difference(switch, value, step=1e-4):
+    """The gradient of `value(switch)` in the switch's parameters, in order, as one vector."""
+    slopes = []
+    with torch.no_grad():
+        for parameter in switch.parameters():
+            for i in range(parameter.numel()):
+                entry = parameter.view(-1)[i]
+                start, ends = entry.item(), []
+                for shift in (step, -step):
+                    entry.fill_(start + shift)
+                    ends.append(value(switch).item())
+                entry.fill_(start)
+                slopes.append((ends[0] - ends[1]) / (2 * step))
+    return torch.tensor(slopes, dtype=torch.double)
+
+
+def gradient(switch, value):
+    grads = torch.autograd.grad(value, list(switch.parameters()), allow_unused=True)
+    pairs = zip(grads, switch.parameters(), strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+
+
+# Gates -------------------------------------------------------------------------------------------
+
+
+@every
+def test_gates_keep_leading_dimensions(prototype):
+    switch = fitted(prototype)
+    for shape in ((), (4,), (4, 3)):
+        values = {name: site.factor.sample(shape) for name, site in switch.sites().items()}
+        assert switch.gate(values).shape == (*shape, SIZE)
+
+
+@every
+@pytest.mark.parametrize("size", [1, SIZE, 4096])
+def test_gates_are_finite_at_every_size(prototype, size):
+    switch = prototype.bind(size, keep=max(1.0, 0.1 * size))
+    for gates in (switch.sample(3), switch.prior_sample(3)):
+        assert gates.shape == (3, size)
+        assert gates.isfinite().all()
+        if isinstance(switch, SimplexSwitch):
+            assert (gates >= 0).all()
+            torch.testing.assert_close(gates.sum(-1), switch.mass.expand(3), rtol=1e-4, atol=0)
+    mean = switch.gate({name: site.factor.mean for name, site in switch.sites().items()})
+    assert mean.isfinite().all()
+    kl = divergence(switch)
+    kl.backward()
+    assert kl.shape == ()
+    assert kl >= 0
+    for site in switch.sites().values():  # without complaints from a validator
+        assert site.prior.log_prob(site.factor.rsample((5,))).shape == (5,)
+        assert site.factor.log_prob(site.factor.rsample((5,))).isfinite().all()
+
+
+# Summaries ---------------------------------------------------------------------------------------
+
+
+@every
+def test_mean_and_sd(prototype):
+    switch = fitted(prototype)
+    draws = switch.sample(DRAWS)
+    variance = draws.var(0)
+    assert_within_5(draws.mean(0) - switch.mean(), variance * variance_of(switch, "mean"))
+    fourth = (draws - draws.mean(0)).pow(4).mean(0) - variance.square()
+    assert_within_5(
+        variance - switch.sd().square(), fourth * variance_of(switch, "sd")
+    )
+
+
+@every
+@pytest.mark.parametrize("q", [0.03, 0.5, 0.97])
+def test_quantile(prototype, q):
+    switch = fitted(prototype)
+    below = (switch.sample(DRAWS) <= switch.quantile(q)).double().mean(0)
+    variance = torch.tensor(q * (1 - q) * variance_of(switch, "quantile"))
+    # A quantile from draws lies between two of them.
+    assert ((below - q).abs() <= 5 * variance.sqrt() + 1 / MONTE_CARLO_DRAWS).all()
+
+
+@every
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 1.5])
+def test_probability_below(prototype, fraction):
+    switch = fitted(prototype)
+    threshold = fraction * switch.mean().max().item()
+    draws = (switch.sample(DRAWS) < threshold).double().mean(0)
+    variance = (draws * (1 - draws)).clamp_min(1 / DRAWS)
+    assert_within_5(
+        draws - switch.probability_below(threshold),
+        variance * variance_of(switch, "probability_below"),
+    )
+    assert (switch.probability_below(1e9) == 1).all()
+    assert (switch.probability_below(-1e9) == 0).all()
+
+
+@every
+def test_importance_ranks_and_summaries_leave_the_generator_alone(prototype):
+    switch = fitted(prototype)
+    state = torch.get_rng_state()
+    summaries = [
+        switch.mean(),
+        switch.sd(),
+        switch.quantile(0.5),
+        switch.probability_below(0.5),
+        switch.importance(),
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    for summary in summaries:
+        assert summary.shape == (SIZE,)
+        assert summary.dtype == torch.double
+        assert summary.isfinite().all()
+        assert not summary.requires_grad
+    assert torch.equal(switch.mean(), summaries[0])
+    if isinstance(switch, SimplexSwitch):
+        torch.testing.assert_close(summaries[-1].mean().item(), 1.0)
+
+
+# Divergence and draws ----------------------------------------------------------------------------
+
+
+@every
+def test_divergence_is_registered_and_right(prototype):
+    switch = fitted(prototype)
+    for site in switch.sites().values():
+        assert site.prior.batch_shape == site.factor.batch_shape == ()
+        assert site.prior.event_shape == site.factor.event_shape
+        draws = site.factor.rsample((DRAWS,)).detach()
+        ratio = site.factor.log_prob(draws) - site.prior.log_prob(draws)
+        kl = kl_divergence(site.factor, site.prior)
+        assert kl >= 0
+        assert_within_5(ratio.mean() - kl, ratio.var() / DRAWS)
+
+
+@every
+def test_divergence_gradient(prototype):
+    switch = fitted(prototype)
+    expected = finite_difference(switch, divergence)
+    torch.testing.assert_close(
+        gradient(switch, divergence(switch)), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+@every
+def test_gradient_of_draws(prototype):
+    """The mean gradient of E[c z²] over draws is the slope of c (mean² + sd²)."""
+    switch = fitted(prototype)
+    weights = torch.linspace(-1, 1, SIZE, dtype=torch.double) + 0.1
+
+    def expectation(switch):
+        return weights @ (switch.mean().square() + switch.sd().square())
+
+    chunks, size = 40, MONTE_CARLO_DRAWS
+    slopes = torch.stack(
+        [
+            gradient(switch, (switch.gate(draw(switch, size)).square() @ weights).mean())
+            for _ in range(chunks)
+        ]
+    )
+    # A summary from draws has common random numbers, and the error of one chunk.
+    error = slopes.var(0) * size * variance_of(switch, "mean", chunks * size)
+    assert_within_5(slopes.mean(0) - finite_difference(switch, expectation), error)
+
+
+@every
+def test_distributions_expand(prototype):
+    for site in fitted(prototype).sites().values():
+        for distribution in site:
+            wide = distribution.expand(torch.Size((3,)))
+            assert wide.batch_shape == (3,)
+            assert wide.sample().shape == (3, *distribution.event_shape)
+            assert wide.log_prob(wide.sample()).isfinite().all()
+
+
+@every
+@pytest.mark.parametrize("value", [40.0, -40.0, "mixed"])
+def test_extreme_parameters_give_no_nan(prototype, value):
+    switch = prototype.bind(SIZE, keep=2.0)
+    signs = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in switch.parameters():
+            if value == "mixed":
+                parameter.copy_(40 * torch.randn(parameter.shape, generator=signs).sign())
+            else:
+                parameter.fill_(value)
+    kl = divergence(switch)
+    assert kl >= 0
+    results = [kl, switch.mean(), switch.sd(), switch.quantile(0.03), switch.quantile(0.97)]
+    results += [switch.probability_below(0.1), switch.sample(100), switch.prior_sample(100)]
+    gates = switch.gate(draw(switch, 100))
+    results += [gates, gradient(switch, gates[:, 0].sum())]
+    assert not any(result.isnan().any() for result in results)
+
+
+@every
+def test_an_overshooting_parameter_comes_back(prototype):
+    """No parameter has a zero gradient where one step of an optimizer may take it."""
+    switch = prototype.bind(SIZE, keep=2.0)
+    with torch.no_grad():
+        for parameter in switch.parameters():
+            parameter.fill_(-20.0)
+    divergence(switch).backward()
+    for name, parameter in switch.named_parameters():
+        if not parameter.grad.isfinite().all() or not parameter.grad.any():
+            pytest.fail(f"{name}: gradient {parameter.grad}")
+
+
+# Modules -----------------------------------------------------------------------------------------
+
+
+@every
+def test_binding_leaves_the_prototype_alone_and_is_deterministic(prototype):
+    first, second = prototype.bind(SIZE, keep=2.0), prototype.bind(SIZE, keep=2.0)
+    assert not list(prototype.parameters())
+    assert prototype.size == 0
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one is not other
+
+
+@every
+def test_copies(prototype):
+    switch = fitted(prototype)
+    fresh = prototype.bind(SIZE, keep=float(SIZE)).double()
+    fresh.load_state_dict(switch.state_dict())
+    for other in (fresh, copy.deepcopy(switch), pickle.loads(pickle.dumps(switch))):
+        assert torch.equal(other.mean(), switch.mean())
+        assert torch.equal(other.importance(), switch.importance())
+        with torch.no_grad():
+            next(other.parameters()).add_(torch.linspace(0, 1, SIZE))
+        assert not torch.equal(other.mean(), switch.mean())
+
+
+@every
+def test_dtype(prototype):
+    single, double = fitted(prototype).float(), fitted(prototype)
+    assert single.mean().dtype == single.sample(1).dtype == torch.float32
+    assert double.mean().dtype == double.sample(1).dtype == torch.float64
+    torch.testing.assert_close(single.mean().double(), double.mean(), rtol=0.2, atol=0.1)
+
+
+# Hyper-parameters --------------------------------------------------------------------------------
+
+
+@every
+def test_init_args_build_the_same_prototype(prototype):
+    again = type(prototype)(**prototype.init_args)
+    assert again.init_args == prototype.init_args
+    assert repr(again) == repr(prototype)
+    assert all(f"{name}=" in repr(prototype) for name in prototype.init_args)
+
+
+@every
+def test_bad_hyper_parameters(prototype):
+    for name, value in type(prototype)().init_args.items():
+        bad = {float: [math.nan, math.inf, -1.0, 0.0], int: [-1, 0.5], str: ["nonsense", None]}
+        for other in bad[type(value)]:
+            with pytest.raises(ConfigError, match=name):
+                type(prototype)(**{**prototype.init_args, name: other})
+
+
+@every
+def test_annealing(prototype):
+    switch = prototype.bind(SIZE, keep=2.0)
+    switch.anneal(0.0)
+    before = switch.mean()
+    switch.anneal(1.0)
+    assert switch.mean().isfinite().all()
+    if getattr(prototype, "total", None) != "anneal":
+        assert torch.equal(switch.mean(), before)
+
+
+def test_mass_falls_geometrically_over_half_of_the_fit():
+    switch = Dirichlet(total="anneal").bind(16, keep=4)
+    masses = []
+    for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
+        switch.anneal(progress)
+        masses.append(switch.mass.item())
+    assert masses == pytest.approx([16, 8, 4, 4, 4])
+
+
+@pytest.mark.parametrize(
+    ("total", "keep", "mass"), [("size", None, 6), ("size", 2, 6), ("keep", 2, 2), (3, None, 3)]
+)
+def test_mass(total, keep, mass):
+    assert Dirichlet(total=total).bind(6, keep).mass == mass
+
+
+@pytest.mark.parametrize("total", ["keep", "anneal"])
+def test_mass_that_needs_a_budget(total):
+    with pytest.raises(ConfigError, match="keep"):
+        Dirichlet(total=total).bind(6)
+
+
+def test_initial_values_are_exact():
+    phi = Dirichlet(init=0.3).bind(SIZE).sites()["share"].factor.concentration
+    torch.testing.assert_close(phi, torch.full((SIZE,), 0.3), rtol=1e-6, atol=0)
+    for rank in (0, "full"):
+        factor = LogisticNormal(rank=rank, init_sd=0.3).bind(SIZE).sites()["log_mass"].factor
+        torch.testing.assert_close(factor.variance, torch.full((SIZE,), 0.09))
+
+
+@pytest.mark.parametrize("concentration", [1e-3, 0.3])
+def test_sparse_shares_of_small_groups(concentration):
+    """Nearly all the mass on one channel, not equal shares as where all variates underflow."""
+    draws = Dirichlet(concentration).bind(4).prior_sample(20_000) / 4
+    second = draws.square().sum(-1).double()
+    expected = (concentration + 1) / (4 * concentration + 1)  # E[sum of squared shares]
+    assert_within_5(second.mean() - expected, second.var() / len(second))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_its_reference(family):
+    assert family.reference
+    assert "References" in family.__doc__
