@@ -1,19 +1,17 @@
 """Smaller PyTorch networks, and how sure one can be of each channel that is removed."""
 
-import pyro as _pyro
-
-# Pyro's global parameter store outlives models and mixes them up: keep parameters in modules.
-_pyro.settings.set(module_local_params=True)
-
-from bayesprune import criteria, models, switches  # noqa: E402
-from bayesprune._version import __version__  # noqa: E402
-from bayesprune.cost import Cost, cost, latency  # noqa: E402
-from bayesprune.errors import BayespruneError  # noqa: E402
-from bayesprune.estimators import AnalyticMean, Implicit  # noqa: E402
-from bayesprune.groups import ChannelGroup, ChannelGroups, trace_groups  # noqa: E402
-from bayesprune.network import SwitchedNetwork  # noqa: E402
-from bayesprune.posterior import SwitchPosterior  # noqa: E402
-from bayesprune.selection import (  # noqa: E402
+from bayesprune import criteria, datasets, models, reporting, switches
+from bayesprune._version import __version__
+from bayesprune.config import RunConfig
+from bayesprune.cost import Cost, cost, latency
+from bayesprune.datasets import DataConfig
+from bayesprune.errors import BayespruneError
+from bayesprune.estimators import AnalyticMean, Implicit
+from bayesprune.experiment import Run, load_run, run_experiment
+from bayesprune.groups import ChannelGroup, ChannelGroups, trace_groups
+from bayesprune.network import SwitchedNetwork
+from bayesprune.posterior import SwitchPosterior
+from bayesprune.selection import (
     Budget,
     ChannelScores,
     KeepFraction,
@@ -23,9 +21,48 @@ from bayesprune.selection import (  # noqa: E402
     TopK,
     select,
 )
-from bayesprune.storage import load_pruned, save_pruned  # noqa: E402
-from bayesprune.surgery import remove_channels  # noqa: E402
-from bayesprune.svi import fit_switches  # noqa: E402
-from bayesprune.training import TrainConfig, evaluate, train_network  # noqa: E402
-from bayesprune.experiment import Run, load_run, run_experiment  # noqa: E402
-from bayesprune.config import RunConfig  # noqa: E402
+from bayesprune.storage import load_pruned, save_pruned
+from bayesprune.surgery import remove_channels
+from bayesprune.svi import fit_switches
+from bayesprune.training import Distillation, TrainConfig, evaluate, train_network
+
+__all__ = [
+    "AnalyticMean",
+    "BayespruneError",
+    "Budget",
+    "ChannelGroup",
+    "ChannelGroups",
+    "ChannelScores",
+    "Cost",
+    "DataConfig",
+    "Distillation",
+    "Implicit",
+    "KeepFraction",
+    "Probability",
+    "PruningPlan",
+    "Run",
+    "RunConfig",
+    "SwitchPosterior",
+    "SwitchedNetwork",
+    "Threshold",
+    "TopK",
+    "TrainConfig",
+    "__version__",
+    "cost",
+    "criteria",
+    "datasets",
+    "evaluate",
+    "fit_switches",
+    "latency",
+    "load_pruned",
+    "load_run",
+    "models",
+    "remove_channels",
+    "reporting",
+    "run_experiment",
+    "save_pruned",
+    "select",
+    "switches",
+    "trace_groups",
+    "train_network",
+]

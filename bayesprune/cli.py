@@ -125,7 +125,9 @@ def _groups(options: argparse.Namespace, rest: list[str]) -> None:
         try:
             shape = tuple(int(size) for size in options.input.split(","))
         except ValueError as error:
-            raise ConfigError(f"--input: expected sizes like 3,224,224, got {options.input}") from error
+            raise ConfigError(
+                f"--input: expected sizes like 3,224,224, got {options.input}"
+            ) from error
     else:
         shape = models.input_shape(name) if source == "bayesprune" else (3, 224, 224)
     groups = trace_groups(network, torch.zeros(1, *shape))

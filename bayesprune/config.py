@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 from bayesprune._describe import describe
 from bayesprune.criteria import Criterion

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -170,3 +171,65 @@ class CostModel:
             params=sum(sizes.values()),
             weights=sum(n for t, n in sizes.items() if len(self._groups.shapes[t]) >= 2),
         )
+
+    def curves(
+        self, kind: Literal["macs", "params"], order: Mapping[str, Sequence[int]]
+    ) -> CostCurves:
+        """The cost while groups lose units in a given order, a permutation of each group's units.
+
+        Much faster than one call per number of units.
+        """
+        return CostCurves(self._groups, self._owned, kind, order)
+
+
+class CostCurves:
+    """What it saves to remove more units of a group or fewer; made by `CostModel.curves`.
+
+    Attributes
+    ----------
+    removed : dict of str to int
+        How many units each group has lost now; changed by `set`.
+    """
+
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        owned: Mapping[tuple[str, int], list[tuple[str, np.ndarray]]],
+        kind: Literal["macs", "params"],
+        order: Mapping[str, Sequence[int]],
+    ) -> None:
+        self.removed = dict.fromkeys(order, 0)
+        self._price = dict.fromkeys(groups.parameters, 1)
+        if kind == "macs":
+            self._price = {use.tensor: use.positions for use in groups.uses}
+        self._lengths = {tensor: list(groups.shapes[tensor]) for tensor in self._price}
+        # For each cut axis of a tensor: how many entries are gone after 0, 1, … removals.
+        self._cuts: dict[str, dict[str, dict[int, np.ndarray]]] = {name: {} for name in order}
+        for (tensor, axis), owners in owned.items():
+            for name, counts in owners:
+                if tensor in self._price and name in order:
+                    gone = np.concatenate([[0], counts[np.asarray(order[name])].cumsum()])
+                    self._cuts[name].setdefault(tensor, {})[axis] = gone
+
+    def __call__(self, name: str) -> np.ndarray:
+        """Cost with 0, 1, …, C units removed from a group, minus the cost now.
+
+        Returns
+        -------
+        ndarray
+            Shape ``(C + 1,)``, non-increasing, 0 at ``removed[name]``.
+        """
+        now, total = self.removed[name], np.zeros(1)
+        for tensor, cuts in self._cuts[name].items():
+            size: np.ndarray | int = self._price[tensor]
+            for axis, length in enumerate(self._lengths[tensor]):
+                size = size * (length + cuts[axis][now] - cuts[axis] if axis in cuts else length)
+            total = total + size
+        return total - total[now]
+
+    def set(self, name: str, count: int) -> None:
+        """Remove `count` units of a group, not more and not fewer."""
+        for tensor, cuts in self._cuts[name].items():
+            for axis, gone in cuts.items():
+                self._lengths[tensor][axis] -= int(gone[count] - gone[self.removed[name]])
+        self.removed[name] = count

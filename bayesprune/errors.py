@@ -1,4 +1,4 @@
-"""Errors raised on purpose. Each is a `BayespruneError` and a builtin `ValueError` or `RuntimeError`."""
+"""Errors raised on purpose: each a `BayespruneError` and a `ValueError` or `RuntimeError`."""
 
 
 class BayespruneError(Exception):

@@ -14,6 +14,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, kl_divergence, register_kl
 from torch.types import _size
 
+from bayesprune._describe import init_args
 from bayesprune.distributions import Replicated
 from bayesprune.errors import ConfigError, FitError
 
@@ -43,6 +44,10 @@ class Estimator(ABC):
         self, model: Callable[..., Any], guide: Callable[..., Any], batch_size: int
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Model and guide under this estimator's handlers, for a batch of `batch_size`."""
+
+    def __repr__(self) -> str:
+        args = ", ".join(f"{name}={value!r}" for name, value in init_args(self).items())
+        return f"{type(self).__name__}({args})"
 
 
 class AnalyticMean(Estimator):

@@ -94,7 +94,7 @@ class _Folder:
         if file.exists():
             if not resume:
                 raise ConfigError(
-                    f"{path}: holds a run already; continue it with --resume or choose another --out"
+                    f"{path}: holds a run already; continue with --resume or choose another --out"
                 )
             if file.read_text() != text:
                 changed = _difference(yaml.safe_load(file.read_text()), yaml.safe_load(text))
@@ -169,10 +169,18 @@ def run_experiment(config: RunConfig, out: str | os.PathLike[str], *, resume: bo
     BayespruneError
         Whatever a stage raises.
     """
-    fabric = make_fabric(config.fabric)
     folder = _Folder(Path(out), config, resume)
-    if (folder / "summary.json").exists():
-        return load_run(folder.path)
+    if not (folder / "summary.json").exists():
+        _carry_out(config, folder)
+    run = load_run(folder.path)
+    if not (folder / "report.html").exists():
+        rebuild_report(run)
+    return run
+
+
+def _carry_out(config: RunConfig, folder: _Folder) -> None:
+    """All stages up to the summary."""
+    fabric = make_fabric(config.fabric)
     data = datasets.load(config.data, config.seed)
     metrics = MetricsWriter(folder / "metrics.csv")
     dense = _pretrain(config, folder, data, fabric, metrics)
@@ -203,9 +211,6 @@ def run_experiment(config: RunConfig, out: str | os.PathLike[str], *, resume: bo
         "versions": _versions(),
     }
     write_text_atomic(folder / "summary.json", json.dumps(summary, indent=1))
-    run = load_run(folder.path)
-    rebuild_report(run)
-    return run
 
 
 def _pretrain(

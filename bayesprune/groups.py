@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,8 +29,7 @@ from bayesprune.errors import TraceError
 Role = Literal["producer", "passthrough", "consumer"]
 FIXED = 0  # the id of everything that is not a removable channel
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_Convolution = nn.modules.conv._ConvNd
 
 
 @dataclass(frozen=True)
@@ -207,9 +206,10 @@ def trace_groups(
     parameters = dict(network.named_parameters())
     groups = tracer.groups()
     if not groups:
-        reasons = "; ".join(f"{layer}: {why}" for layer, why in list(tracer.frozen().items())[:3])
+        kind, frozen = type(network).__name__, list(tracer.frozen().items())
+        reasons = "; ".join(f"{layer or kind}: {why}" for layer, why in frozen[:3])
         raise TraceError(
-            f"{type(network).__name__}: no channel can be removed ({reasons or 'no layer found'}). "
+            f"{kind}: no channel can be removed ({reasons or 'no layer found'}). "
             "Only convolutions and linear layers whose output feeds another such layer are prunable"
         )
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
@@ -232,7 +232,7 @@ def _check_eager(name: str, module: nn.Module) -> None:
             f"{name}: expected an eager network, got {type(module).__name__}: pass the network "
             "from before torch.compile or torch.jit"
         )
-    if any(isinstance(p, UninitializedTensorMixin) for p in module.parameters(recurse=False)):
+    if any(is_lazy(p) for p in module.parameters(recurse=False)):
         raise TraceError(f"{name}: expected initialized parameters; run the lazy network once")
 
 
@@ -295,6 +295,7 @@ class _Tracer(TorchFunctionMode):
         self.module = ""  # the innermost module that is running
         self._class = type(network).__name__
         self.positions: dict[str, int] = {}
+        self.skipped: dict[str, str] = {}
         self._modules = dict(network.named_modules())
         named = [*network.named_parameters(), *network.named_buffers()]
         self._shapes = {name: tuple(tensor.shape) for name, tensor in named}
@@ -395,7 +396,7 @@ class _Tracer(TorchFunctionMode):
 
     def frozen(self) -> dict[str, str]:
         """Producing layers none of whose channels can be removed, with the reason."""
-        out = {}
+        out = dict(self.skipped)
         for slice_ in self.records:
             ids = slice_.units.tolist()
             if slice_.role == "producer" and all(self.find(i) == FIXED for i in ids):
@@ -519,16 +520,18 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: s
 
 
 def _unknown(
-    tracer: _Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    tracer: _Tracer,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+    reason: str = "which is not known to keep channels apart",
 ) -> None:
     """Freeze what goes in; nothing that comes out can be removed."""
     name = getattr(func, "__name__", str(func))
     tracked = [a for a in tree_leaves((args, kwargs)) if tracer.ids(a) is not None]
     for leaf in tracked:
-        tracer.freeze(
-            leaf,
-            f"passes through {name} in {tracer.where}, not known to keep channels apart",
-        )
+        tracer.freeze(leaf, f"passes through {name} in {tracer.where}, {reason}")
     for leaf in tree_leaves(output) if tracked else ():
         if isinstance(leaf, Tensor):
             tracer.set_ids(leaf, torch.zeros((), dtype=torch.long).expand(leaf.shape))
@@ -559,15 +562,21 @@ def _layer(
     if ids is None:  # a constant
         ids = torch.zeros((), dtype=torch.long).expand(x.shape)
     owner = tracer._modules.get(tracer.module)
-    known = isinstance(owner, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)) and owner.weight is weight
-    linear = isinstance(owner, nn.Linear)
-    batched = x.ndim == weight.ndim or linear
-    if name is None or name in tracer._tied or not known or not batched:
-        _unknown(tracer, func, args, kwargs, output)
+    trouble = None
+    if not isinstance(owner, nn.Linear | _Convolution) or owner.weight is not weight:
+        trouble = "whose weight is not simply a layer's parameter"
+    elif name in tracer._tied:
+        trouble = "whose weight several layers share"
+    elif x.ndim != weight.ndim and isinstance(owner, _Convolution):
+        trouble = "which is called without a batch dimension"
+    if trouble is not None or name is None:
+        _unknown(tracer, func, args, kwargs, output, f"{trouble}")
+        tracer.skipped[tracer.where] = f"runs {func.__name__}, {trouble}"
         return
-    dim = -1 if linear else 1
-    transposed = isinstance(owner, _TRANSPOSED)
-    blocks = 1 if linear else owner.groups
+    convolution = owner if isinstance(owner, _Convolution) else None
+    dim = 1 if convolution else -1
+    transposed = convolution is not None and convolution.transposed
+    blocks = convolution.groups if convolution else 1
     inputs, outputs = x.shape[dim], output.shape[dim]
     spatial = x if transposed else output
     tracer.positions[name] = tracer.positions.get(name, 0) + spatial.numel() // spatial.shape[dim]
@@ -644,7 +653,7 @@ def _layer_norm(
         return
     axis = varying[0] - (ids.ndim - len(shape)) if varying else -1
     if axis >= 0 and _keeps_size(tracer, args, kwargs):
-        _unknown(tracer, func, args, kwargs, output)
+        _unknown(tracer, func, args, kwargs, output, "whose size is fixed")
         return
     if axis >= 0:
         vector = compact(ids).reshape(-1)
@@ -665,7 +674,7 @@ def _group_norm(
     # A number of blocks that is written into the code does not follow whole blocks that leave.
     written = blocks > 1 and not isinstance(tracer._modules.get(tracer.module), nn.GroupNorm)
     if vector is None or written or _keeps_size(tracer, args, kwargs):
-        _unknown(tracer, func, args, kwargs, output)
+        _unknown(tracer, func, args, kwargs, output, "whose number of blocks is fixed")
         return
     if blocks == 1:
         tracer._inexact.update(vector.tolist())
@@ -782,7 +791,9 @@ def _movement(
         inferred = _inferred(name, args[1:])
         for dim in varying:
             if dim != (inferred if inferred in varying else varying[-1]):
-                tracer.unite(small.narrow(dim, 0, 1).expand_as(small), small)
+                first = small.narrow(dim, 0, 1)
+                tracer.unite(first.expand_as(small), small)
+                small = first
     tracer.set_ids(output, small.expand(moved.shape))
 
 
@@ -802,19 +813,15 @@ def _selection(
     ids = tracer.ids_or_own(args[0])
     if ids is None:
         return
-    moved = func(ids, *args[1:], **kwargs)
     name = getattr(func, "__name__", "")
-    leaves = tree_leaves(moved)
+    leaves = tree_leaves(func(ids, *args[1:], **kwargs))
     small = [compact(leaf) for leaf in leaves]
-    everything = torch.unique(compact(ids))
-    if name == "roll":
-        whole = torch.equal(moved, ids)
-    else:
-        whole = all(torch.equal(torch.unique(piece), everything) for piece in small)
-    if not whole and name == "chunk" and len({piece.shape for piece in small}) == 1:
+    before = compact(ids).reshape(-1)
+    if name == "chunk" and len({leaf.shape for leaf in leaves}) == 1:
         for piece in small[1:]:  # pieces stay of equal size
-            tracer.unite(small[0], piece)
-    elif not whole:
+            tracer.unite(*torch.broadcast_tensors(small[0], piece))
+        small = [small[0]] * len(small)
+    elif not all(torch.equal(piece.reshape(-1), before) for piece in small):
         tracer.freeze_ids(ids, f"is picked by position by {name} in {tracer.where}")
     for leaf, piece, full in zip(tree_leaves(output), small, leaves, strict=True):
         tracer.set_ids(leaf, piece.expand(full.shape))

@@ -7,6 +7,7 @@ import importlib
 import re
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -236,21 +237,16 @@ class SwitchPosterior:
             "constant_data": xr.Dataset(constant, coords=coords),
             "fit_history": self._history_dataset(),
         }
-        with warnings.catch_warnings():
-            # ArviZ 0.23 announces its own refactor at import.
-            warnings.simplefilter("ignore", FutureWarning)
-            arviz = importlib.import_module("arviz")
-        inference_data = getattr(arviz, "InferenceData", None)
-        if inference_data is None or inference_data is xr.DataTree:
+        if not version("arviz").startswith("0."):
             return xr.DataTree.from_dict(datasets)
         with warnings.catch_warnings():
-            # "fit_history" is a group of ours, which 0.23 remarks on.
-            warnings.simplefilter("ignore", UserWarning)
-            return inference_data(**datasets)
+            # ArviZ 0.23 announces its refactor at import, and remarks on a group that is ours.
+            warnings.simplefilter("ignore")
+            return importlib.import_module("arviz").InferenceData(**datasets)
 
     def _history_dataset(self) -> xr.Dataset:
         keys = [k for k in ("elbo", "nll", "kl") if all(k in row for row in self.history)]
-        step = np.arange(len(self.history))
+        step = np.arange(1, len(self.history) + 1)
         return xr.Dataset(
             {key: ("epoch", np.array([float(row[key]) for row in self.history])) for key in keys},
             coords={"epoch": step},

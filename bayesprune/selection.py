@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from heapq import heappop, heappush
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bayesprune.checkpoint import write_text_atomic
 from bayesprune.cost import Cost, CostModel
-from bayesprune.errors import BudgetError, CheckpointError, ConfigError, PlanError
+from bayesprune.errors import BudgetError, CheckpointError, ConfigError, DataError, PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 
@@ -147,8 +149,11 @@ class PruningPlan:
         try:
             data = json.loads(text)
             cost = None if data["cost"] is None else Cost(**data["cost"])
+            numbers = [*data["sizes"].values(), *chain(*data["kept"].values())]
+            if data["schema"] != 1 or not all(type(number) is int for number in numbers):
+                raise TypeError("expected schema 1 and whole numbers")
             return cls(data["kept"], data["sizes"], data["method"], cost)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise CheckpointError(f"plan: expected the JSON of a PruningPlan: {error!r}") from error
 
     def save(self, path: str | Path) -> None:
@@ -160,7 +165,7 @@ class PruningPlan:
         """Read a plan; raises CheckpointError if the file is missing or something else."""
         try:
             return cls.from_json(Path(path).read_text())
-        except OSError as error:
+        except (OSError, UnicodeDecodeError, CheckpointError) as error:
             raise CheckpointError(f"{path}: expected a plan: {error}") from error
 
     def __repr__(self) -> str:
@@ -190,12 +195,12 @@ class Context:
     minimum : int
         Fewest channels of a group.
     measure : callable, optional
-        Held-out loss of the network under masks ``{group: (C,)}``.
+        Held-out loss of the network with these units alone.
     """
 
     groups: ChannelGroups
     minimum: int
-    measure: _HeldOut | None = None
+    measure: Callable[[Kept], float] | None = None
 
 
 class Rule(ABC):
@@ -238,7 +243,8 @@ class TopK(Rule):
     Raises
     ------
     ConfigError
-        If a number is below 1; on use, PlanError if it exceeds a group or a group is missing.
+        If a number is below 1; on use, PlanError if it exceeds a group, or a group is missing or
+        unknown.
     """
 
     def __init__(self, count: int | dict[str, int]) -> None:
@@ -248,6 +254,7 @@ class TopK(Rule):
         self.count = count
 
     def select(self, scores: ChannelScores, context: Context) -> Kept:
+        self._check(scores.values)
         kept = {}
         for name, values in scores.values.items():
             count = self.count.get(name) if isinstance(self.count, dict) else self.count
@@ -256,7 +263,13 @@ class TopK(Rule):
             kept[name] = scores.best(name, count)
         return kept
 
+    def _check(self, names: Iterable[str]) -> None:
+        unknown = set(self.count) - set(names) if isinstance(self.count, dict) else ()
+        if unknown:
+            raise PlanError(f"TopK: numbers for unknown groups: {', '.join(sorted(unknown))}")
+
     def counts(self, groups: ChannelGroups) -> dict[str, float] | None:
+        self._check(groups)
         if isinstance(self.count, dict):
             return {name: float(count) for name, count in self.count.items()}
         return {name: float(min(self.count, size)) for name, size in groups.sizes.items()}
@@ -275,13 +288,13 @@ class KeepFraction(Rule):
         self.fraction = fraction
 
     def select(self, scores: ChannelScores, context: Context) -> Kept:
-        return {
-            name: scores.best(name, int(np.ceil(self.fraction * len(values))))
-            for name, values in scores.values.items()
-        }
+        return {n: scores.best(n, self._count(len(v))) for n, v in scores.values.items()}
+
+    def _count(self, size: int) -> int:
+        return math.ceil(self.fraction * size - 1e-9)  # 0.55 * 100 is a little more than 55
 
     def counts(self, groups: ChannelGroups) -> dict[str, float] | None:
-        return {n: float(np.ceil(self.fraction * size)) for n, size in groups.sizes.items()}
+        return {name: float(self._count(size)) for name, size in groups.sizes.items()}
 
     def at(self, progress: float, groups: ChannelGroups) -> Rule:
         # Fractions are of the network before the first round.
@@ -304,7 +317,7 @@ class Threshold(Rule):
 class Probability(Rule):
     """Remove channels whose gate is below `gate` with posterior probability above `probability`.
 
-    Needs a posterior, or scores ``posterior.scores("below:GATE")``.
+    Needs a posterior, or scores ``posterior.scores("above:GATE")``.
     """
 
     def __init__(self, gate: float, probability: float = 0.95) -> None:
@@ -332,8 +345,9 @@ class Budget(Rule):
     """Keep as much as a budget allows, shared out between groups by measured loss.
 
     Within a group the scores decide which channel goes next. Between groups the next removal is the
-    one that raises the held-out loss least per unit of cost saved; without held-out data every
-    channel is taken to matter as much as its score says relative to its group's mean.
+    one that raises the held-out loss least per unit of cost saved. Without held-out data the loss
+    is minus the log of the share of its scores that a group has left, summed over the layers that
+    read the group: to read half as much is as bad for any layer.
 
     Parameters
     ----------
@@ -341,12 +355,12 @@ class Budget(Rule):
         Exactly one: at most this many multiply-accumulates or parameters of the pruned network; a
         number of at most 1 is a fraction of the dense network's.
     step : float
-        Fraction of the cost that one step of the allocation removes.
+        Fraction of the cost that one step of the allocation removes, in (0, 1).
 
     Raises
     ------
     ConfigError
-        If not exactly one positive budget is given.
+        If not exactly one positive budget is given, or the step is out of range.
     BudgetError
         On use, if even the smallest network is above the budget.
     """
@@ -357,14 +371,16 @@ class Budget(Rule):
 
     def __post_init__(self) -> None:
         given = [v for v in (self.macs, self.params) if v is not None]
-        if len(given) != 1 or given[0] <= 0:
+        if len(given) != 1 or not given[0] > 0:
             raise ConfigError(
                 f"Budget: expected one positive number, macs or params, got {self.macs}, "
                 f"{self.params}"
             )
+        if not 0 < self.step < 1:
+            raise ConfigError(f"Budget: expected a step in (0, 1), got {self.step}")
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["macs", "params"]:
         """Which cost is limited: "macs" or "params"."""
         return "params" if self.macs is None else "macs"
 
@@ -394,81 +410,75 @@ class Budget(Rule):
         return replace(self, **{self.kind: max(limit, 1.0 + 1e-9)})
 
     def select(self, scores: ChannelScores, context: Context) -> Kept:
-        model = CostModel(context.groups)
-        limit = self.limit(model({}))
         order = {name: scores.order(name) for name in scores.values}
-        least = {n: min(context.minimum, len(o)) for n, o in order.items()}
-        removed = dict.fromkeys(order, 0)
+        most = {name: max(0, len(o) - context.minimum) for name, o in order.items()}
 
-        def kept(counts: Mapping[str, int]) -> Kept:
-            return {name: sorted(order[name][count:]) for name, count in counts.items()}
+        def kept(removed: Mapping[str, int]) -> Kept:
+            return {name: sorted(order[name][count:]) for name, count in removed.items()}
 
-        def price(counts: Mapping[str, int]) -> float:
-            return getattr(model(kept(counts)), self.kind)
-
-        smallest = price({n: len(o) - least[n] for n, o in order.items()})
+        model = CostModel(context.groups)
+        limit, spent = self.limit(model({})), float(getattr(model({}), self.kind))
+        smallest = getattr(model(kept(most)), self.kind)
         if smallest > limit:
             raise BudgetError(
                 f"budget: {self.kind} of at most {limit:,.0f} asked for, but the smallest network "
                 f"(at least {context.minimum} channel(s) per group) has {smallest:,.0f}"
             )
-        loss = context.measure or _score_loss(scores)
-        now, spent = loss(kept(removed)), price(removed)
+        curves = model.curves(self.kind, order)
+        measure = context.measure
+        loss = (
+            (lambda r: measure(kept(r))) if measure else _score_loss(scores, order, context.groups)
+        )
+        removed = curves.removed
+        now = loss(removed)
+
+        # Rates of one moment serve later ones as estimates, renewed only for the group whose turn
+        # it seems to be: as good as measuring all groups at each step, and far fewer losses.
+        queue = [(-math.inf, name) for name in order]
         while spent > limit:
             aim = max(limit, spent * (1 - self.step))
-            best: tuple[float, float, float, dict[str, int]] | None = None
-            for name in order:
-                trial = self._cut(name, removed, len(order[name]) - least[name], aim, price)
-                if trial is None:
-                    continue
-                after, cost = loss(kept(trial)), price(trial)
-                rate = (after - now) / (spent - cost)
-                if best is None or rate < best[0]:
-                    best = (rate, after, cost, trial)
-            assert best is not None  # the smallest network is below the limit
-            _, now, spent, removed = best
-        return kept(self._top_up(removed, limit, kept, price, loss))
+            _, name = heappop(queue)
+            curve = spent + curves(name)
+            left = len(order[name]) - removed[name]
+            # The fewest removals that bring the cost to `aim`, but at most a quarter of the group:
+            # one group in a deep network may not have that much, and none should go all at once.
+            largest = min(most[name], removed[name] + max(1, left // 4))
+            count = min(int((curve > aim).sum()), largest)
+            if curve[count] == spent:
+                continue  # nothing left to remove
+            after = loss({**removed, name: count})
+            rate = (after - now) / (spent - curve[count])
+            heappush(queue, (rate, name))
+            if rate <= queue[0][0]:
+                now, spent = after, curve[count]
+                curves.set(name, count)
 
-    @staticmethod
-    def _cut(
-        name: str, removed: dict[str, int], most: int, aim: float, price: Any
-    ) -> dict[str, int] | None:
-        """The fewest further removals in one group that bring the cost to `aim`, or all it has."""
-        low, high = removed[name] + 1, most
-        if low > high:
-            return None
-        while low < high:
-            middle = (low + high) // 2
-            if price({**removed, name: middle}) <= aim:
-                high = middle
-            else:
-                low = middle + 1
-        return {**removed, name: low}
+        # The last step may have gone too far: give back what fits, the most useful group first.
+        def fewest(name: str) -> int:
+            return int((spent + curves(name) > limit).sum())
 
-    @staticmethod
-    def _top_up(
-        removed: dict[str, int], limit: float, kept: Any, price: Any, loss: Any
-    ) -> dict[str, int]:
-        """Give channels back while the budget allows, the most useful first."""
-        while True:
-            trials = [{**removed, n: count - 1} for n, count in removed.items() if count]
-            trials = [trial for trial in trials if price(trial) <= limit]
-            if not trials:
-                return removed
-            removed = min(trials, key=lambda trial: loss(kept(trial)))
+        room = {name: fewest(name) for name in order}
+        useful = [name for name, count in room.items() if count < removed[name]]
+        for name in sorted(useful, key=lambda name: loss({**removed, name: room[name]})):
+            count = fewest(name)
+            spent += curves(name)[count]
+            curves.set(name, count)
+        return kept(removed)
 
 
-def _score_loss(scores: ChannelScores) -> Any:
-    """Loss without held-out data: how much relative score is gone."""
-    relative = {}
-    for name, values in scores.values.items():
-        values = values.double().clamp_min(0)
-        relative[name] = values / values.mean().clamp_min(1e-12)
-
-    def loss(kept: Kept) -> float:
-        return -sum(float(relative[name][units].sum()) for name, units in kept.items())
-
-    return loss
+def _score_loss(
+    scores: ChannelScores, order: Mapping[str, Sequence[int]], groups: ChannelGroups
+) -> Callable[[Mapping[str, int]], float]:
+    """Loss without held-out data: -log of the share of score that each layer can still read."""
+    losses = {}
+    for name, units in order.items():
+        values = scores.values[name].double().cpu()
+        values = values - values.min().clamp_max(0)  # only differences matter below zero
+        left = values[units].flip(0).cumsum(0).flip(0)  # after 0, 1, … removals
+        readers = len(groups[name].modules("consumer"))
+        shares = (left / left[0]).nan_to_num(1.0).clamp_min(1e-12)
+        losses[name] = (-readers * shares.log()).tolist()
+    return lambda removed: sum(losses[name][count] for name, count in removed.items())
 
 
 class _HeldOut:
@@ -487,7 +497,7 @@ class _HeldOut:
             if seen >= examples:
                 break
         if not seen:
-            raise PlanError("select: the held-out loader is empty")
+            raise DataError("select: the held-out loader is empty")
         self.seen = seen
 
     def __call__(self, kept: Kept) -> float:
@@ -498,6 +508,8 @@ class _HeldOut:
             for inputs, targets in self.batches:
                 output = self.network(inputs, masks)
                 total += nn.functional.cross_entropy(output, targets, reduction="sum").item()
+        if not math.isfinite(total):
+            raise DataError("select: the loss on the held-out data is not finite")
         return total / self.seen
 
 
@@ -526,7 +538,7 @@ def select(
     examples : int
         How many held-out examples to measure on.
     minimum : int
-        Fewest channels of a group: the best ones stay even if the rule would remove them.
+        Fewest channels of a group, >= 1: the best stay even if the rule would remove them.
 
     Returns
     -------
@@ -539,7 +551,13 @@ def select(
         If the scores do not fit the groups, or only one of `network` and `loader` is given.
     BudgetError
         If a budget cannot be met.
+    ConfigError
+        If `minimum` is below 1.
+    DataError
+        If the held-out data is empty or gives a loss that is not finite.
     """
+    if minimum < 1:
+        raise ConfigError(f"minimum: expected at least 1 channel per group, got {minimum}")
     if (network is None) != (loader is None):
         raise PlanError("select: give both network and loader, or neither")
     scores = evidence if isinstance(evidence, ChannelScores) else evidence.scores(rule.measure)

@@ -171,6 +171,6 @@ def _trouble(
     return None
 
 
-def _note_features(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _note_features(norm: Any, args: tuple[Tensor, ...]) -> None:
     """An instance normalization without parameters has nothing else to read its size from."""
     norm.num_features = args[0].shape[1]

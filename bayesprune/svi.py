@@ -27,7 +27,8 @@ from bayesprune.training import (
 )
 
 if TYPE_CHECKING:
-    
+    from lightning_fabric import Fabric
+
 
 def fit_switches(
     switched: SwitchedNetwork,

@@ -725,9 +725,9 @@ def train_network(
     loader: Loader,
     config: TrainConfig,
     *,
-    fabric: Fabric,
-    seed: int,
-    stage: str,
+    fabric: Fabric | None = None,
+    seed: int = 0,
+    stage: str = "train",
     teacher: nn.Module | None = None,
     validation: Loader | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -772,9 +772,10 @@ def train_network(
         raise ConfigError("teacher: expected a network, as distill is set, got None")
     if config.epochs == 0:
         return network, []
-    fabric.to_device(network)
+    launched = fabric or make_fabric()
+    launched.to_device(network)
     optimizer = _make_optimizer(network, config)
-    scheduler = _make_scheduler(optimizer, config, config.epochs * num_steps(fabric, loader))
+    scheduler = _make_scheduler(optimizer, config, config.epochs * num_steps(launched, loader))
     averager = None if config.average is None else averaged_copy(network, config.average)
     measured = network if averager is None else averager.module
 
@@ -796,11 +797,11 @@ def train_network(
         return {"error": values["error"], "nll": values["nll"]}
 
     if teacher is not None:
-        fabric.to_device(teacher)
+        launched.to_device(teacher)
     teaching = nullcontext() if teacher is None else _mode(teacher, training=False)
     with _mode(network, training=True), teaching:
         history = run_epochs(
-            fabric,
+            launched,
             network,
             loader,
             step,

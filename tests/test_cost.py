@@ -2,7 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesprune.cost import Cost, cost, latency
+from bayesprune import models
+from bayesprune.cost import Cost, CostModel, cost, latency
+from bayesprune.groups import trace_groups
+from bayesprune.selection import PruningPlan
+from bayesprune.surgery import remove_channels
 
 
 class Bilinear(nn.Module):
@@ -105,3 +109,75 @@ def test_cost_reads_well() -> None:
     result = Cost(macs=2_293_000, params=431_080, weights=430_500)
     assert str(result) == "2,293,000 MACs, 431,080 parameters, 430,500 weights"
     assert "<td>2,293,000</td>" in result._repr_html_()
+
+
+NETWORKS = {
+    "digits": (1, 8, 8),
+    "lenet5": (1, 28, 28),
+    "resnet20": (3, 32, 32),
+}
+
+
+class Varied(nn.Module):
+    """Grouped and transposed convolutions, a shared layer, attention and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(8, 12, 3, groups=4, padding=1)
+        self.norm = nn.BatchNorm2d(12)
+        self.shared = nn.Conv2d(12, 12, 1)
+        self.up = nn.ConvTranspose2d(12, 5, 2, stride=2, bias=False)
+        self.tokens = nn.Linear(8, 7)
+        self.last = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.grouped(self.stem(x)))
+        y = self.up(self.shared(torch.relu(self.shared(y))))
+        y = torch.cat([y, x], 1).flatten(2).mT
+        y = torch.softmax(y @ y.mT, -1) @ y
+        return self.last(torch.relu(self.tokens(y)))
+
+
+def built(name: str) -> tuple[nn.Module, Tensor]:
+    if name == "varied":
+        return Varied(), torch.randn(3, 3, 8, 8)
+    return models.create(name), torch.randn(2, *NETWORKS[name])
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "varied"])
+def test_the_model_of_the_cost_is_the_cost_of_the_pruned_network(name: str) -> None:
+    network, inputs = built(name)
+    groups = trace_groups(network, inputs)
+    model = CostModel(groups)
+    assert model({}) == cost(network, inputs)
+    assert model({n: range(size) for n, size in groups.sizes.items()}) == cost(network, inputs)
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        kept = {}
+        for group, size in list(groups.sizes.items())[seed:]:  # the others are whole
+            count = int(torch.randint(1, size + 1, (), generator=generator))
+            kept[group] = sorted(torch.randperm(size, generator=generator)[:count].tolist())
+        plan = PruningPlan(kept, {n: groups.sizes[n] for n in kept})
+        assert model(kept) == cost(remove_channels(network, plan, inputs), inputs)
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("name", ["digits", "varied"])
+def test_curves_are_the_model_at_every_number_of_removals(name: str, kind: str) -> None:
+    network, inputs = built(name)
+    groups = trace_groups(network, inputs)
+    model = CostModel(groups)
+    order = {n: torch.randperm(size).tolist() for n, size in groups.sizes.items()}
+    curves = model.curves(kind, order)
+    assert curves.removed == dict.fromkeys(groups, 0)
+    for group, size in groups.sizes.items():
+        curves.set(group, size // 3)
+    curves.set(next(iter(groups)), 1)  # back, too
+
+    def at(removed: dict[str, int]) -> int:
+        return getattr(model({n: order[n][count:] for n, count in removed.items()}), kind)
+
+    for group, size in groups.sizes.items():
+        expected = [at({**curves.removed, group: count}) for count in range(size + 1)]
+        assert (curves(group) + at(curves.removed)).tolist() == expected

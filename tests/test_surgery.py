@@ -1,7 +1,6 @@
 """Removed = masked = folded, on a zoo of small networks; what must not change; what must fail."""
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from bayesprune import models
 from bayesprune.cost import CostModel, cost
@@ -121,9 +119,14 @@ def dense_net():
 @zoo
 def depthwise_separable():
     return nn.Sequential(
-        unit(3, 8), unit(8, 8, groups=8), unit(8, 12, 1), unit(12, 24, groups=12), unit(24, 6, 1),
+        unit(3, 8), unit(8, 8, groups=8), unit(8, 12, 1), unit(12, 12, groups=12), unit(12, 6, 1),
         head(6),
     ), IMAGE  # fmt: skip
+
+
+@zoo
+def depth_multiplier():
+    return nn.Sequential(unit(3, 8), unit(8, 24, groups=8), unit(24, 6, 1), head(6)), IMAGE
 
 
 @zoo
@@ -365,8 +368,8 @@ def one_dimensional():
 @zoo
 def three_dimensional():
     return nn.Sequential(
-        nn.Conv3d(2, 6, 3), nn.BatchNorm3d(6), nn.ReLU(), nn.Conv3d(6, 5, 3, padding_mode="circular"),
-        nn.Flatten(), nn.Linear(40, 5),
+        nn.Conv3d(2, 6, 3), nn.BatchNorm3d(6), nn.ReLU(),
+        nn.Conv3d(6, 5, 3, padding_mode="circular"), nn.Flatten(), nn.Linear(40, 5),
     ), (2, 2, 6, 6, 6)  # fmt: skip
 
 
@@ -520,7 +523,12 @@ def written_in_place():
         return self.head(self.last2(self.last1(out)))
 
     return Forward(
-        forward, stem=unit(3, 8), conv1=conv(8, 6), last1=unit(14, 5), last2=unit(5, 6), head=head(6)
+        forward,
+        stem=unit(3, 8),
+        conv1=conv(8, 6),
+        last1=unit(14, 5),
+        last2=unit(5, 6),
+        head=head(6),
     ), IMAGE
 
 
@@ -566,7 +574,63 @@ ZOO["resnet18"] = torchvision_model("resnet18", 33)
 ZOO["mobilenet_v3_small"] = torchvision_model("mobilenet_v3_small", 33)
 ZOO["shufflenet_v2_x0_5"] = torchvision_model("shufflenet_v2_x0_5", 33)
 
-SPOILT = {"layer_norm"}
+# What is prunable in them; where something freezes, its reason.
+FOUND = {
+    "plain": {"0.0": 8, "1.0": 6},
+    "residual": {"stem.0": 8, "block1.0": 8, "block3.0": 8},
+    "preactivation": {"stem": 8, "conv1": 10},
+    "concatenation": {"stem.0": 6, "left.0": 4, "right.0": 5},
+    "dense_net": {"stem": 8, "layers.0.2": 4, "layers.1.2": 4, "layers.2.2": 4, "transition.0": 10},
+    "depthwise_separable": {"0.0": 8, "2.0": 12, "4.0": 6},
+    "depth_multiplier": {"0.0": 8, "2.0": 6},
+    "grouped": {"0.0": 4, "2.0": 3, "4.0": 4},
+    "group_norm": {"0": 4, "3": 6, "6": 2},
+    "instance_norm": {"0": 8, "3": 6},
+    "squeeze_excitation": {"stem.0": 8, "down": 4, "project": 6},
+    "spatial_attention": {"stem.0": 8, "inner.0": 6},
+    "chunk": {"conv1": 6, "conv2": 7},
+    "split_of_fixed_size": {"stem.0": 6, "conv2": 6, "conv3": 7},
+    "channel_shuffle": {"conv1": 6, "conv2": 7},
+    "shuffle_unit": {"stem.0": 6, "last.0": 7},
+    "prelu": {"0": 8, "2": 6, "5": 7},
+    "layer_scale": {"stem.0": 8},
+    "flatten": {"0.0": 6, "2.0": 5, "4": 12},
+    "norm_behind_flatten": {"0": 6, "4": 12},
+    "unflatten": {"fc": 6, "up": 8},
+    "shared_module": {"stem.0": 8},
+    "shared_block": {"left": 8, "shared.2": 6, "last.0.0": 5},
+    "shared_norm": {"conv1": 8},
+    "tied_weights": {"inner": 8},
+    "borrowed_weight": {"inner": 8},
+    "transposed": {"0.0": 8, "1": 3},
+    "one_dimensional": {"0": 8, "4": 6},
+    "three_dimensional": {"0": 6, "3": 5},
+    "sigmoid": {"0": 8, "2": 6, "8": 8},
+    "many_outputs": {"stem.0": 8, "last.0": 6},
+    "many_inputs": {"conv": 8},
+    "frozen_parameters": {"0.0": 8, "1.0": 6},
+    "u_net": {"down1.0": 6, "down2.0": 8, "bottom.0": 10, "up2.0": 8, "rise": 5, "up1.0": 6},
+    "tokens": {"embedding": 8, "mlp.0": 12},
+    "mixer": {"tokens.0": 10, "channels.0": 12},
+    "attention": {"encoder.linear1": 12},
+    "normalized_features": {"stem.0": 8, "left.0": 4, "conv2": 7, "right.0": 4},
+    "norms_without_parameters": {"3": 6, "6": 8},
+    "written_in_place": {"last1.0": 5, "last2.0": 6},
+    "constants": {"conv1": 8, "conv3": 7},
+    "parametrized": {"2.0": 7},
+    "lenet300_100": {"fc1": 300, "fc2": 100},
+    "lenet5": {"conv1": 20, "conv2": 50, "fc1": 500},
+    "digits": {"conv1": 32, "conv2": 64, "conv3": 64, "fc1": 64},
+}  # fmt: skip
+NUMBERS = {
+    "vgg16": (14, 14 * 8),
+    "resnet20_pad": (10, 4 * 16 + 3 * 32 + 3 * 64),
+    "resnet20_conv": (12, 4 * 16 + 4 * 32 + 4 * 64),
+    "wrn": (6, 2 * 16 + 2 * 32 + 2 * 64),
+    "resnet18": (12, 3 * 64 + 3 * 128 + 3 * 256 + 3 * 512),
+    "mobilenet_v3_small": (27, None),
+    "shufflenet_v2_x0_5": (21, None),
+}
 
 
 def liven(network: nn.Module) -> nn.Module:
@@ -628,6 +692,12 @@ def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
 def test_removed_is_masked_is_folded(name: str) -> None:
     network, inputs = build(name)
     groups = trace_groups(network, inputs)
+    if name in FOUND:
+        assert groups.sizes == FOUND[name]
+    else:
+        number, units = NUMBERS[name]
+        assert len(groups) == number
+        assert units in (None, sum(groups.sizes.values()))
     assert all(group.exact for group in groups.values())
     plan = random_plan(groups)
     small = remove_channels(network, plan, inputs)
@@ -651,3 +721,239 @@ def test_removed_is_masked_is_folded(name: str) -> None:
     sum(tensor.square().sum() for tensor in tensors(output)).backward()
     assert all(p.grad is None or p.grad.shape == p.shape for p in small.parameters())
     assert any(p.grad is not None for p in small.parameters())
+
+
+def trained() -> tuple[nn.Module, Tensor]:
+    """A network in training mode, with one module in the other mode and one frozen weight."""
+    network, inputs = build("residual")
+    network.train()
+    network.block1[1].eval()
+    network.block2[0].weight.requires_grad_(False)
+    return network, inputs
+
+
+def uses(network: nn.Module, inputs: Any) -> None:
+    groups = trace_groups(network, inputs)
+    plan = random_plan(groups)
+    small = remove_channels(network, plan, inputs)
+    small.train()(inputs).sum().backward()
+    gated = GatedNetwork(network, groups)
+    gated(inputs, plan.masks())
+    gated.fold(plan.masks())(inputs)
+    with pytest.raises(PlanError):
+        remove_channels(network, PruningPlan({"stem.0": [1]}, {"stem.0": 3}), inputs)
+
+
+def test_the_network_and_the_generators_stay_as_they_were() -> None:
+    network, inputs = trained()
+    modules = {name: set(vars(module)) for name, module in network.named_modules()}
+    modes = [module.training for module in network.modules()]
+    tensors = [*network.parameters(), *network.buffers()]
+    kept = [(id(t), t._version, t.requires_grad, t.detach().clone()) for t in tensors]
+    state = torch.get_rng_state()
+    uses(network, inputs)
+    assert torch.equal(state, torch.get_rng_state())
+    assert {name: set(vars(module)) for name, module in network.named_modules()} == modules
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    assert [module.training for module in network.modules()] == modes
+    tensors = [*network.parameters(), *network.buffers()]
+    for (identity, version, grad, value), tensor in zip(kept, tensors, strict=True):
+        assert (identity, version, grad) == (id(tensor), tensor._version, tensor.requires_grad)
+        assert torch.equal(value, tensor)
+        assert tensor.grad is None
+        assert not vars(tensor)
+    assert not vars(inputs)
+
+
+def test_the_small_network_is_like_the_large_one() -> None:
+    network, inputs = trained()
+    small = remove_channels(network, random_plan(trace_groups(network, inputs)), inputs)
+    assert type(small) is type(network)
+    assert list(small.state_dict()) == list(network.state_dict())
+    pairs = list(zip(small.modules(), network.modules(), strict=True))
+    assert all(type(a) is type(b) and a.training == b.training for a, b in pairs)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in small.modules())
+    for a, b in zip(small.parameters(), network.parameters(), strict=True):
+        assert a.requires_grad == b.requires_grad
+        assert a.is_leaf
+        assert isinstance(a, nn.Parameter)
+        assert a.data_ptr() != b.data_ptr()
+        assert a.is_contiguous()
+
+
+def test_layers_note_their_new_sizes() -> None:
+    network, inputs = build("depthwise_separable")
+    groups = trace_groups(network, inputs)
+    kept = {"0.0": [1, 4, 6], "2.0": [0, 3], "4.0": [5]}
+    small = remove_channels(network, PruningPlan(kept, groups.sizes), inputs)
+    text = str(small)
+    for part in (
+        *("Conv2d(3, 3, ", "BatchNorm2d(3, ", "groups=3", "Conv2d(3, 2, kernel_size=(1, 1)"),
+        *("Conv2d(2, 2, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=2)",),
+        *("Conv2d(2, 1,", "BatchNorm2d(1,", "Linear(in_features=1, out_features=5"),
+    ):
+        assert part in text, part
+    network, inputs = build("group_norm")
+    kept = {"0": [1, 3], "3": [0, 2, 5], "6": [1]}
+    small = remove_channels(network, PruningPlan(kept, {"0": 4, "3": 6, "6": 2}), inputs)
+    norms = [(small[i].num_groups, small[i].num_channels) for i in (1, 4, 7)]
+    assert norms == [(2, 6), (3, 3), (1, 4)]
+    network, inputs = build("transposed")
+    small = remove_channels(network, PruningPlan({"1": [2]}, {"1": 3}), inputs)
+    assert (small[1].in_channels, small[1].out_channels) == (8, 2)
+    assert (small[4].in_channels, small[4].out_channels, small[4].groups) == (2, 2, 1)
+    network = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.PReLU(6), nn.Linear(6, 2))
+    small = remove_channels(network, PruningPlan({"0": [0, 5]}, {"0": 6}), torch.randn(1, 3))
+    assert small[1].normalized_shape == (2,)
+    assert small[2].num_parameters == 2
+
+
+def test_removes_exactly_the_named_channels() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(12, 2))
+    small = remove_channels(network, PruningPlan({"0": [0, 2]}, {"0": 3}), torch.randn(1, 1, 2, 2))
+    assert torch.equal(small[0].weight, network[0].weight[[0, 2]])
+    assert torch.equal(small[0].bias, network[0].bias[[0, 2]])
+    assert torch.equal(small[2].weight, network[2].weight[:, [0, 1, 2, 3, 8, 9, 10, 11]])
+    assert torch.equal(small[2].bias, network[2].bias)
+
+
+def test_a_plan_may_leave_groups_out_and_keep_all_of_others() -> None:
+    network, inputs = build("plain")
+    small = remove_channels(network, PruningPlan({"1.0": list(range(6))}, {"1.0": 6}), inputs)
+    assert_close(run(small, inputs), run(network, inputs))
+    empty = remove_channels(network, PruningPlan({}, {}), inputs)
+    assert all(map(torch.equal, empty.state_dict().values(), network.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", ["resnet20_conv", "dense_net", "u_net", "channel_shuffle"])
+def test_two_rounds_are_one(name: str) -> None:
+    network, inputs = build(name)
+    groups = trace_groups(network, inputs)
+    first = random_plan(groups, seed=1)
+    between = remove_channels(network, first, inputs)
+    second = random_plan(trace_groups(between, inputs), seed=2)
+    small = remove_channels(between, second, inputs)
+    at_once = remove_channels(network, first.then(second), inputs)
+    for key, value in at_once.state_dict().items():
+        assert torch.equal(value, small.state_dict()[key])
+    assert cost(at_once, inputs) == second.cost == first.then(second).cost
+
+
+def test_a_norm_over_channels_is_cut_though_its_statistics_change() -> None:
+    network = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2))
+    x = torch.randn(3, 4)
+    small = remove_channels(network, PruningPlan({"0": [1, 2, 5]}, {"0": 6}), x)
+    hidden = F.layer_norm(network[0](x)[:, [1, 2, 5]], (3,))
+    torch.testing.assert_close(
+        small(x), network[2].weight[:, [1, 2, 5]] @ hidden.mT, msg=""
+    ) if False else torch.testing.assert_close(
+        small(x), F.linear(hidden, network[2].weight[:, [1, 2, 5]], network[2].bias)
+    )
+
+
+def test_works_in_half_precision() -> None:
+    network, inputs = build("residual")
+    network, inputs = network.bfloat16(), inputs.bfloat16()
+    groups = trace_groups(network, inputs)
+    small = remove_channels(network, random_plan(groups), inputs)
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+
+
+# what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (PruningPlan({"conv9": [0]}, {"conv9": 8}), "conv9: the plan is for another network"),
+        (PruningPlan({"0.0": [0]}, {"0.0": 7}), r"0\.0: the plan expects 7 channels, .* has 8"),
+    ],
+)
+def test_refuses_the_plan_of_another_network(plan: PruningPlan, message: str) -> None:
+    network, inputs = build("plain")
+    with pytest.raises(PlanError, match=message):
+        remove_channels(network, plan, inputs)
+
+
+def written_sizes(view: Callable[[Tensor], Tensor]) -> nn.Module:
+    def forward(self, x):
+        return self.c(self.b(view(F.relu(self.a(x)))))
+
+    return Forward(forward, a=conv(3, 8), b=conv(8, 8), c=conv(8, 2))
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (lambda x: x.view(-1, 4, 2, 4, 4).view(-1, 8, 4, 4), "does not run"),
+        (lambda x: x.reshape(2, 8, 4, 4), "does not run"),
+        # Runs, but shuffles other channels than before.
+        (
+            lambda x: x.view(2, x.shape[1] // 2, 2, 4, 4).transpose(1, 2).reshape_as(x),
+            "does not compute what it computes with these channels set to zero",
+        ),
+    ],
+)
+def test_names_the_group_whose_size_is_written_into_the_forward(view, message: str) -> None:
+    network = written_sizes(view)
+    inputs = torch.randn(2, 3, 4, 4)
+    before = copy.deepcopy(network.state_dict())
+    groups = trace_groups(network, inputs)
+    kept = {"a": [0, *range(2, groups["a"].size)], "b": [0, 3]}
+    with pytest.raises(PlanError, match=f"Forward: .* {message}.* Keep all channels of a, for ex"):
+        remove_channels(network, PruningPlan(kept, groups.sizes), inputs)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    fine = remove_channels(network, PruningPlan({"b": [0, 3]}, {"b": 8}), inputs)
+    assert fine.b.out_channels == 2
+
+
+def test_refuses_a_network_whose_output_changes_shape() -> None:
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x), torch.zeros(x.shape[1])
+
+    network = Forward(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2))
+    with pytest.raises(PlanError, match=r"puts out \[\(1, 2\), \(4,\)\] instead of .*\(6,\)"):
+        remove_channels(network, PruningPlan({"a": [0, 1, 2, 3]}, {"a": 6}), torch.randn(1, 3))
+
+
+# the same as another tool ------------------------------------------------------------------------
+
+
+# Without what torch-pruning gets wrong: depth multipliers, padded shortcuts, shuffled channels.
+CROSS_CHECKED = (
+    *("plain", "residual", "preactivation", "concatenation", "dense_net", "depthwise_separable"),
+    *("squeeze_excitation", "chunk", "flatten", "one_dimensional", "mobilenet_v3_small"),
+    *("sigmoid", "many_inputs", "u_net", "lenet5", "vgg16", "resnet20_conv", "wrn", "resnet18"),
+)
+
+
+@pytest.mark.parametrize("name", CROSS_CHECKED)
+def test_removes_the_same_entries_as_torch_pruning(name: str) -> None:
+    tp = pytest.importorskip("torch_pruning")
+    network, inputs = build(name)
+    network.eval()
+    groups = trace_groups(network, inputs)
+    generator = torch.Generator().manual_seed(0)
+    chosen = list(groups) if len(groups) < 6 else list(groups)[:: len(groups) // 4]
+    for group, number in zip(chosen, [1, 3, 2] * len(chosen), strict=False):
+        size = groups[group].size
+        gone = sorted(torch.randperm(size, generator=generator)[: min(number, size - 1)].tolist())
+        plan = PruningPlan({group: [i for i in range(size) if i not in gone]}, {group: size})
+        small = remove_channels(network, plan, inputs)
+        theirs = copy.deepcopy(network)
+        graph = tp.DependencyGraph().build_dependency(theirs, inputs)
+        layer = theirs.get_submodule(group)
+        units = next(s.units for s in groups[group].slices if s.role == "producer")
+        index = [i for i, unit in enumerate(units.tolist()) if unit in gone]
+        cut = (
+            tp.prune_linear_out_channels
+            if isinstance(layer, nn.Linear)
+            else tp.prune_conv_out_channels
+        )
+        graph.get_pruning_group(layer, cut, idxs=index).prune()
+        ours = small.state_dict()
+        assert {k: v.shape for k, v in ours.items()} == {
+            k: v.shape for k, v in theirs.state_dict().items()
+        }, group
+        assert all(torch.equal(ours[k], v) for k, v in theirs.state_dict().items()), group

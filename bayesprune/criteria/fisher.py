@@ -40,8 +40,9 @@ class Fisher(Criterion):
                 name: torch.ones(len(targets), size, device=device, requires_grad=True)
                 for name, size in groups.sizes.items()
             }
-            output = gated(inputs.to(device), gates)
-            loss = nn.functional.cross_entropy(output, targets.to(device), reduction="sum")
+            with torch.enable_grad():
+                output = gated(inputs.to(device), gates)
+                loss = nn.functional.cross_entropy(output, targets.to(device), reduction="sum")
             for name, grad in zip(
                 gates, torch.autograd.grad(loss, list(gates.values())), strict=True
             ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import yaml
 from bayesprune.errors import CheckpointError
 from bayesprune.reporting.plots import pareto_plot
 
+Row = dict[str, Any]
+
 _METRICS = ("error", "nll", "ece", "macs", "params", "weights", "latency_ms")
 
 
-def collect_runs(folders: Sequence[Path]) -> pd.DataFrame:
+def collect_runs(folders: Sequence[Path]) -> list[Row]:
     """One row per run folder, from its ``summary.json`` and ``config.yaml``.
 
-    Columns: ``folder``, ``model``, ``data``, ``method``, ``estimator``, ``recipe`` (the
-    configuration apart from the seed and the paths; equal for runs that differ in the seed only),
+    Keys: ``folder``, ``model``, ``data``, ``method``, ``estimator``, ``recipe`` (the configuration
+    apart from the seed and the paths, as JSON; equal for runs that differ in the seed only),
     ``seed``, ``architecture``, ``seconds``, and each metric as ``dense.NAME`` and ``NAME``.
 
     Raises
@@ -38,7 +41,7 @@ def collect_runs(folders: Sequence[Path]) -> pd.DataFrame:
         for key in ("seed", "dense", "fabric"):
             config.pop(key, None)
         config["data"].pop("root", None)
-        row: dict[str, Any] = {
+        row: Row = {
             "folder": str(folder),
             "model": summary["model"],
             "data": summary["data"],
@@ -52,19 +55,36 @@ def collect_runs(folders: Sequence[Path]) -> pd.DataFrame:
         row |= {f"dense.{name}": summary["dense"][name] for name in _METRICS}
         row |= {name: summary["pruned"][name] for name in _METRICS}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return rows
 
 
-def average_over_seeds(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per recipe: number of seeds, and the mean and sd of each metric (``NAME_sd``)."""
-    keys = ["model", "data", "method", "estimator", "recipe"]
-    metrics = [f"dense.{name}" for name in _METRICS] + [*_METRICS, "seconds"]
-    grouped = runs.groupby(keys, sort=False)
-    mean = grouped[metrics].mean()
-    sd = grouped[metrics].std().add_suffix("_sd")
-    listed = grouped["architecture"].agg(", ".join)
-    table = pd.concat([grouped.size().rename("seeds"), listed, mean, sd], axis=1).reset_index()
-    return table.sort_values("macs", ignore_index=True)
+def average_over_seeds(runs: Sequence[Row]) -> list[Row]:
+    """One row per recipe, cheapest network first.
+
+    The number of ``seeds``, the ``architecture`` of each, and mean and standard deviation of each
+    metric and of the seconds (``NAME`` and ``NAME_sd``; the latter None for a single seed).
+    """
+    recipes: dict[tuple[Any, ...], list[Row]] = {}
+    keys = ("model", "data", "method", "estimator", "recipe")
+    for run in runs:
+        recipes.setdefault(tuple(run[key] for key in keys), []).append(run)
+    rows = []
+    for values, same in recipes.items():
+        row: Row = dict(zip(keys, values, strict=True))
+        row |= {"seeds": len(same), "architecture": ", ".join(r["architecture"] for r in same)}
+        for name in ("seconds", *_METRICS, *(f"dense.{name}" for name in _METRICS)):
+            numbers = [run[name] for run in same]
+            row[name] = statistics.mean(numbers)
+            row[f"{name}_sd"] = statistics.stdev(numbers) if len(numbers) > 1 else None
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["macs"])
+
+
+def percent(row: Row, name: str) -> str:
+    """A metric of an averaged row in percent, with plus or minus one sd if there are seeds."""
+    sd = row[f"{name}_sd"]
+    text = f"{100 * row[name]:.2f}"
+    return text if sd is None else f"{text} ± {100 * sd:.2f}"
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> pd.DataFrame:
@@ -75,48 +95,29 @@ def compare_runs(folders: Sequence[Path], out: Path) -> pd.DataFrame:
     CheckpointError
         If a folder holds no finished run.
     """
-    table = average_over_seeds(collect_runs(folders))
+    rows = average_over_seeds(collect_runs(folders))
     out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / "compare.csv", index=False)
-    rows: list[dict[str, Any]] = []
-    for _, row in table.iterrows():
-        label = f"{row['method']} {row['estimator']}".strip()
-        rows.append(
-            {
-                "label": label,
-                "macs": row["macs"],
-                "error": row["error"],
-                "error_sd": row["error_sd"],
-            }
-        )
-    for (model, data), part in table.groupby(["model", "data"]):
-        rows.append(
-            {
-                "label": f"dense {model} {data}",
-                "macs": part["dense.macs"].mean(),
-                "error": part["dense.error"].mean(),
-                "dense": True,
-            }
-        )
-    pareto_plot(rows).savefig(out / "compare.png", dpi=170)
+    pd.DataFrame(rows).to_csv(out / "compare.csv", index=False)
+    points: list[Row] = []
+    for row in rows:
+        point = {key: row[key] for key in ("macs", "error", "error_sd") if row[key] is not None}
+        points.append({"label": f"{row['method']} {row['estimator']}".strip(), **point})
+    dense = {(row["model"], row["data"]): row for row in rows}
+    for (model, data), row in dense.items():
+        point = {"macs": row["dense.macs"], "error": row["dense.error"], "dense": True}
+        points.append({"label": f"dense {model} {data}", **point})
+    pareto_plot(points).savefig(out / "compare.png", dpi=170)
     return pd.DataFrame(
         {
-            "model": table["model"],
-            "method": (table["method"] + " " + table["estimator"]).str.strip(),
-            "seeds": table["seeds"],
-            "error %": [_spread(r["error"], r["error_sd"], 100, 2) for _, r in table.iterrows()],
-            "dense error %": [
-                _spread(r["dense.error"], r["dense.error_sd"], 100, 2) for _, r in table.iterrows()
-            ],
-            "MACs": table["macs"].round().astype(int),
-            "params": table["params"].round().astype(int),
-            "kept": table["architecture"],
-            "seconds": table["seconds"].round().astype(int),
+            "model": row["model"],
+            "method": f"{row['method']} {row['estimator']}".strip(),
+            "seeds": row["seeds"],
+            "error %": percent(row, "error"),
+            "dense error %": percent(row, "dense.error"),
+            "MACs": round(row["macs"]),
+            "params": round(row["params"]),
+            "kept": row["architecture"],
+            "seconds": round(row["seconds"]),
         }
+        for row in rows
     )
-
-
-def _spread(mean: float, sd: float, scale: float, digits: int) -> str:
-    """The mean, with plus or minus one sd where there are several seeds."""
-    text = f"{scale * mean:.{digits}f}"
-    return text if pd.isna(sd) else f"{text} ± {scale * sd:.{digits}f}"

@@ -8,12 +8,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
+import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn.module import PyroModule
 from torch import Tensor
 
 from bayesprune._describe import init_args
+
+# Pyro's global parameter store outlives models and mixes them up: parameters stay in modules.
+pyro.settings.set(module_local_params=True)
 
 MONTE_CARLO_DRAWS = 4096
 """Draws behind a summary that has no closed form."""
@@ -61,6 +65,9 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
 
     reference: str
     size: int = 0
+
+    def __init__(self) -> None:
+        super().__init__()  # without the name that a Pyro module takes
 
     def bind(self, size: int, keep: float | None = None) -> Self:
         """A copy with variational parameters for `size` units.
@@ -124,7 +131,8 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
 
     def probability_below(self, threshold: float) -> Tensor:
         """Posterior probability that each gate is below `threshold`, shape ``(C,)``."""
-        return (self._draws() < threshold).to(torch.get_default_dtype()).mean(0)
+        draws = self._draws()
+        return (draws < threshold).to(draws.dtype).mean(0)
 
     def importance(self) -> Tensor:
         """The family's own score, higher = keep, shape ``(C,)``."""
@@ -136,5 +144,5 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
         return init_args(self)
 
     def extra_repr(self) -> str:
-        args = ", ".join(f"{name}={value!r}" for name, value in self.init_args.items())
-        return args + (f", size={self.size}" if self.size else "")
+        shown = {**self.init_args, **({"size": self.size} if self.size else {})}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

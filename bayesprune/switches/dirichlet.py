@@ -102,7 +102,8 @@ class Dirichlet(SimplexSwitch):
     def probability_below(self, threshold: float) -> Tensor:
         share = threshold / self.mass.item()
         if self.size == 1 or share >= 1 or share <= 0:
-            return torch.full((self.size,), float(share > 1 or (share == 1 and self.size > 1)))
+            certain = share > 1 or (share == 1 and self.size > 1)
+            return self.mass.new_full((self.size,), float(certain))
         return self._beta(special.betainc, share)
 
     def _beta(self, function: np.ufunc, argument: float) -> Tensor:

@@ -17,7 +17,7 @@ from bayesprune.switches._simplex import SimplexSwitch
 from bayesprune.switches._switch import MONTE_CARLO_DRAWS, Switch
 
 SIZE = 6
-DRAWS = 200_000
+DRAWS = 100_000
 ALSO = {
     Dirichlet: [
         {"concentration": 2.0, "total": "keep"},
@@ -29,9 +29,7 @@ ALSO = {
         {"rank": "full", "concentration": 1.0, "total": 3},
     ],
 }
-PROTOTYPES = [
-    family(**args) for family in FAMILIES for args in ({}, *ALSO.get(family, []))
-]
+PROTOTYPES = [family(**args) for family in FAMILIES for args in ({}, *ALSO.get(family, []))]
 every = pytest.mark.parametrize("prototype", PROTOTYPES, ids=repr)
 
 
@@ -128,9 +126,7 @@ def test_mean_and_sd(prototype):
     variance = draws.var(0)
     assert_within_5(draws.mean(0) - switch.mean(), variance * variance_of(switch, "mean"))
     fourth = (draws - draws.mean(0)).pow(4).mean(0) - variance.square()
-    assert_within_5(
-        variance - switch.sd().square(), fourth * variance_of(switch, "sd")
-    )
+    assert_within_5(variance - switch.sd().square(), fourth * variance_of(switch, "sd"))
 
 
 @every
@@ -200,9 +196,7 @@ def test_divergence_is_registered_and_right(prototype):
 def test_divergence_gradient(prototype):
     switch = fitted(prototype)
     expected = finite_difference(switch, divergence)
-    torch.testing.assert_close(
-        gradient(switch, divergence(switch)), expected, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(gradient(switch, divergence(switch)), expected, rtol=1e-5, atol=1e-6)
 
 
 @every
@@ -236,17 +230,21 @@ def test_distributions_expand(prototype):
             assert wide.log_prob(wide.sample()).isfinite().all()
 
 
-@every
-@pytest.mark.parametrize("value", [40.0, -40.0, "mixed"])
-def test_extreme_parameters_give_no_nan(prototype, value):
+def extreme(prototype, value, spread):
+    """A switch whose unconstrained parameters are all near a value, or near it and its negative."""
     switch = prototype.bind(SIZE, keep=2.0)
-    signs = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in switch.parameters():
-            if value == "mixed":
-                parameter.copy_(40 * torch.randn(parameter.shape, generator=signs).sign())
-            else:
-                parameter.fill_(value)
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(value * (noise.sign() if spread else 1 + 0.1 * noise))
+    return switch
+
+
+@every
+@pytest.mark.parametrize(("value", "spread"), [(40.0, False), (-40.0, False), (40.0, True)])
+def test_extreme_parameters_give_no_nan(prototype, value, spread):
+    switch = extreme(prototype, value, spread)
     kl = divergence(switch)
     assert kl >= 0
     results = [kl, switch.mean(), switch.sd(), switch.quantile(0.03), switch.quantile(0.97)]
@@ -259,14 +257,10 @@ def test_extreme_parameters_give_no_nan(prototype, value):
 @every
 def test_an_overshooting_parameter_comes_back(prototype):
     """No parameter has a zero gradient where one step of an optimizer may take it."""
-    switch = prototype.bind(SIZE, keep=2.0)
-    with torch.no_grad():
-        for parameter in switch.parameters():
-            parameter.fill_(-20.0)
+    switch = extreme(prototype, -20.0, False)
     divergence(switch).backward()
-    for name, parameter in switch.named_parameters():
-        if not parameter.grad.isfinite().all() or not parameter.grad.any():
-            pytest.fail(f"{name}: gradient {parameter.grad}")
+    for parameter in switch.parameters():
+        assert parameter.grad.any()
 
 
 # Modules -----------------------------------------------------------------------------------------

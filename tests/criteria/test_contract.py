@@ -1,0 +1,195 @@
+"""What every criterion promises, and what each measures, against brute force."""
+
+import copy
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bayesprune import criteria
+from bayesprune.criteria import Criterion, Fisher, Magnitude, Random
+from bayesprune.errors import DataError, PlanError
+from bayesprune.groups import ChannelGroups, trace_groups
+from bayesprune.selection import KeepFraction, select
+
+MEMBERS = [
+    member
+    for member in vars(criteria).values()
+    if inspect.isclass(member) and issubclass(member, Criterion) and member is not Criterion
+]
+
+
+class Network(nn.Module):
+    """A residual sum, blocks of a grouped convolution, a concatenation and a flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.conv3 = nn.Conv2d(4, 4, 1)
+        self.grouped = nn.Conv2d(4, 8, 1, groups=2)
+        self.fc1 = nn.Linear(12 * 4, 5)
+        self.fc2 = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.norm(self.conv1(x)))
+        x = x + self.conv2(x)
+        y = self.grouped(torch.tanh(self.conv3(x)))
+        return self.fc2(torch.tanh(self.fc1(torch.cat([x, y], 1).flatten(1))))
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    network = Network()
+    nn.init.normal_(network.norm.bias)
+    return network
+
+
+@pytest.fixture
+def data() -> TensorDataset:
+    return TensorDataset(torch.randn(11, 1, 2, 2), torch.randint(3, (11,)))
+
+
+@pytest.fixture
+def groups(network: nn.Module) -> ChannelGroups:
+    return trace_groups(network, torch.randn(1, 1, 2, 2))
+
+
+def test_there_are_members() -> None:
+    assert set(MEMBERS) >= {Fisher, Magnitude, Random}
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_scores_every_unit(member, network, groups, data) -> None:
+    scores = member().scores(network, groups, DataLoader(data, 4))
+    assert list(scores.values) == ["conv1", "conv3", "fc1"]
+    for name, values in scores.values.items():
+        assert values.shape == (groups[name].size,)
+        assert values.is_floating_point()
+        assert not values.requires_grad
+        assert values.device.type == "cpu"
+        assert len(values.unique()) == len(values)
+    assert scores.measure
+    assert member.reference
+    plan = select(scores, KeepFraction(0.5), groups=groups)
+    assert plan.widths == {"conv1": 2, "conv3": 1, "fc1": 3}
+    assert plan.method == scores.measure
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_the_same_again_for_any_batches_modes_and_frozen_weights(
+    member, network, groups, data
+) -> None:
+    expected = member().scores(network, groups, DataLoader(data, 4)).values
+    torch.manual_seed(123)
+    again = [
+        member().scores(network, groups, DataLoader(data, 11)),
+        member().scores(network, groups, DataLoader(data, 1)),
+        member().scores(network.eval(), groups, DataLoader(data, 4)),
+        member().scores(network.requires_grad_(False), groups, DataLoader(data, 4)),
+    ]
+    with torch.no_grad():
+        again.append(member().scores(network, groups, DataLoader(data, 4)))
+    for scores in again:
+        for name, values in scores.values.items():
+            torch.testing.assert_close(values, expected[name])
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_leaves_network_and_generator_alone(member, network, groups, data) -> None:
+    batches = list(DataLoader(data, 4))
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    network.norm.eval()
+    network.conv2.weight.requires_grad_(False)
+    member().scores(network, groups, batches)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.training
+    assert not network.norm.training
+    assert not network.conv2.weight.requires_grad
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def columns(network: nn.Module, groups: ChannelGroups, name: str, unit: int, by: float):
+    """A copy whose layers read one unit multiplied by a number."""
+    network = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        for slice_ in groups[name].slices:
+            if slice_.role == "consumer":
+                network.get_parameter(slice_.tensor)[:, slice_.units == unit] *= by
+    return network
+
+
+def test_fisher_is_half_the_mean_squared_derivative_by_the_gate(network, groups, data) -> None:
+    network, (inputs, targets), h = network.double(), data.tensors, 1e-5
+    inputs = inputs.double()
+    scores = Fisher().scores(
+        network, groups, [(inputs[:7], targets[:7]), (inputs[7:], targets[7:])]
+    )
+    for name, values in scores.values.items():
+        for unit, value in enumerate(values):
+            up, down = (
+                F.cross_entropy(
+                    columns(network, groups, name, unit, 1 + step)(inputs),
+                    targets,
+                    reduction="none",
+                )
+                for step in (h, -h)
+            )
+            derivative = (up - down) / (2 * h)
+            torch.testing.assert_close(
+                value.double(), derivative.square().mean() / 2, rtol=1e-4, atol=1e-9
+            )
+
+
+def test_fisher_of_a_unit_that_nobody_listens_to_is_zero(network, groups, data) -> None:
+    deaf = columns(network, groups, "fc1", 2, 0.0)
+    scores = Fisher().scores(deaf, groups, DataLoader(data, 4))
+    assert scores.values["fc1"].argmin() == 2
+    assert scores.values["fc1"][2] == 0
+
+
+def test_fisher_needs_data_and_finite_values(network, groups, data) -> None:
+    with pytest.raises(DataError, match="Fisher: the loader is empty"):
+        Fisher().scores(network, groups, [])
+    inputs, targets = data.tensors
+    with pytest.raises(PlanError, match="conv1: expected a vector of finite scores .* NaN"):
+        Fisher().scores(network, groups, [(inputs * float("nan"), targets)])
+
+
+def test_magnitude_is_the_norm_of_all_filters_that_produce_the_unit(network, groups) -> None:
+    scores = Magnitude().scores(network, groups, []).values
+    weights = {
+        name: p.detach().numpy().astype(np.float64) for name, p in network.named_parameters()
+    }
+    both = [weights[f"{name}.weight"].reshape(4, -1) for name in ("conv1", "conv2")]
+    both = np.concatenate(both, 1)
+    np.testing.assert_allclose(scores["conv1"], np.linalg.norm(both, axis=1), rtol=1e-5)
+    blocks = weights["conv3.weight"].reshape(2, -1)
+    np.testing.assert_allclose(scores["conv3"], np.linalg.norm(blocks, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        scores["fc1"], np.linalg.norm(weights["fc1.weight"], axis=1), rtol=1e-5
+    )
+
+
+def test_magnitude_finds_the_filters_of_transposed_layers() -> None:
+    network = nn.Sequential(nn.ConvTranspose2d(2, 3, 2), nn.Conv2d(3, 1, 1))
+    groups = trace_groups(network, torch.randn(1, 2, 4, 4))
+    scores = Magnitude().scores(network, groups, []).values["0"]
+    weight = network[0].weight.detach().numpy()
+    expected = [np.sqrt((weight[:, unit] ** 2).sum()) for unit in range(3)]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_random_depends_on_its_seed_alone(network, groups) -> None:
+    one, two = (Random(seed).scores(network, groups, []).values for seed in (1, 2))
+    again = Random(1).scores(copy.deepcopy(network), groups, []).values
+    assert all(torch.equal(one[name], again[name]) for name in groups)
+    assert not any(torch.equal(one[name], two[name]) for name in groups)
+    assert all(0 <= values.min() <= values.max() < 1 for values in one.values())

@@ -1,0 +1,57 @@
+import json
+
+import pandas as pd
+import pytest
+
+from bayesprune.errors import CheckpointError
+from bayesprune.reporting import average_over_seeds, collect_runs, compare_runs
+
+
+def write(folder, seed, error, method="Dirichlet", macs=1000):
+    metrics = {"error": error, "nll": 0.1, "ece": 0.01, "macs": macs, "params": 10, "weights": 9}
+    metrics["latency_ms"] = 1.0
+    summary = {
+        "method": method,
+        "model": "m",
+        "data": "d",
+        "seed": seed,
+        "dense": {**metrics, "macs": 9000, "error": 0.01},
+        "pruned": metrics,
+        "architecture": {"a": {"kept": 2, "of": 4}, "b": {"kept": 3, "of": 4}},
+        "seconds": {"fit": 1.0, "finetune": 2.0},
+    }
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.yaml").write_text(
+        f"seed: {seed}\nmodel: m\ndata: {{name: d, root: /{seed}}}\nmethod: {method}\n"
+    )
+    return folder
+
+
+def test_seeds_of_one_recipe_become_one_row(tmp_path):
+    folders = [write(tmp_path / str(i), i, e) for i, e in enumerate((0.01, 0.02, 0.03))]
+    folders.append(write(tmp_path / "other", 0, 0.05, method="Fisher", macs=500))
+    table = average_over_seeds(collect_runs(folders))
+    assert [row["seeds"] for row in table] == [1, 3]
+    row = table[1]
+    assert row["error"] == pytest.approx(0.02)
+    assert row["error_sd"] == pytest.approx(0.01)
+    assert row["architecture"] == "2-3, 2-3, 2-3"
+    assert row["seconds"] == 3.0
+
+
+def test_files_and_the_short_table(tmp_path):
+    folders = [write(tmp_path / str(i), i, 0.01 + i / 100) for i in range(2)]
+    short = compare_runs(folders, tmp_path / "out")
+    assert short["error %"].tolist() == ["1.50 ± 0.71"]
+    assert pd.read_csv(tmp_path / "out" / "compare.csv")["macs"].tolist() == [1000.0]
+    assert (tmp_path / "out" / "compare.png").stat().st_size > 1000
+
+
+def test_a_single_seed_has_no_spread(tmp_path):
+    assert compare_runs([write(tmp_path / "a", 0, 0.012)], tmp_path)["error %"].tolist() == ["1.20"]
+
+
+def test_an_unfinished_run_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing"):
+        collect_runs([tmp_path / "nothing"])

@@ -1,0 +1,64 @@
+import pytest
+
+from bayesprune.cli import main
+
+
+def run(capsys, *arguments):
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_methods_lists_everything(capsys):
+    code, out, _ = run(capsys, "methods")
+    assert code == 0
+    assert all(name in out for name in ("Dirichlet", "LogisticNormal", "Fisher", "Random"))
+
+
+def test_groups_of_a_model(capsys):
+    code, out, _ = run(capsys, "groups", "bayesprune:lenet5")
+    assert code == 0
+    assert all(text in out for text in ("2,293,000", "conv1", "94,400", "fc2"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("groups", "bayesprune:lenet6"), "lenet6"),
+        (("groups", "nonsense"), "nonsense"),
+        (("groups", "bayesprune:lenet5", "--input", "a,b"), "a,b"),
+        (("groups", "bayesprune:lenet5", "--input", "3,5,5"), "conv1"),
+        (("run",), "configuration file"),
+        (("run", "no/such.yaml"), "no/such.yaml"),
+        (("report", "no/such/folder"), "no/such/folder"),
+        (("compare", "no/such/folder"), "no/such/folder"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_code_2(capsys, arguments, said):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_unknown_options_of_other_commands(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["methods", "--nonsense"])
+    assert caught.value.code == 2
+
+
+def test_interruption(monkeypatch, capsys, tmp_path):
+    from bayesprune import reporting
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reporting, "compare_runs", interrupted)
+    assert run(capsys, "compare", str(tmp_path))[0] == 130
+
+
+def test_help_lists_the_fields(capsys):
+    code, out, _ = run(capsys, "run", "--help")
+    assert code == 0
+    assert "--finetune" in out

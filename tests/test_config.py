@@ -1,0 +1,89 @@
+import pytest
+import yaml
+
+import bayesprune as bp
+from bayesprune.config import RunConfig, load_config, parse_config
+from bayesprune.errors import ConfigError
+
+BASE = ["--model", "bayesprune:digits", "--data.name", "digits", "--method", "Dirichlet"]
+BASE += ["--select", "Budget", "--select.macs", "0.3"]
+
+
+def test_names_are_enough_and_defaults_fill_in():
+    config = parse_config(BASE)
+    assert isinstance(config.method, bp.switches.Dirichlet)
+    assert config.select == bp.Budget(macs=0.3)
+    assert isinstance(config.fit.estimator, bp.AnalyticMean)
+    assert config.rounds == 1
+
+
+def test_yaml_round_trip(tmp_path):
+    options = ["--method.total", "keep", "--fit.estimator", "Implicit"]
+    options += ["--fit.estimator.num_samples", "16", "--fit.estimator.share", "group"]
+    options += ["--finetune.distill.weight", "0.3", "--model_args.widths", "[8, 8, 8, 8]"]
+    config = parse_config([*BASE, *options])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    again = load_config(tmp_path / "config.yaml")
+    assert again.to_yaml() == config.to_yaml()
+    assert again.fit.estimator.share == "group"
+    assert again.finetune.distill.weight == 0.3
+    assert again.model_args == {"widths": [8, 8, 8, 8]}
+
+
+def test_options_after_the_file_win(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(parse_config(BASE).to_yaml())
+    config = parse_config(["--config", str(file), "--seed", "7", "--select.macs", "0.1"])
+    assert (config.seed, config.select.macs) == (7, 0.1)
+
+
+def test_a_method_of_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from bayesprune.criteria import Random\nclass Mine(Random):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse_config([*BASE, "--method", "mine.Mine", "--method.seed", "3"])
+    assert type(config.method).__name__ == "Mine"
+    assert config.method.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--nonsense", "1"], "nonsense"),
+        (["--method.alpha", "1"], "alpha"),
+        (["--finetune.epochs", "many"], "finetune.epochs"),
+        (["--method", "Nothing"], "Nothing"),
+        (["--rounds", "0"], "rounds"),
+        (["--select.macs", "-1"], "Budget"),
+        (["--data.augment", "twist"], "data.augment"),
+        (["--config", "no/such/file.yaml"], "no/such/file.yaml"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(options, named):
+    with pytest.raises(ConfigError, match=named) as caught:
+        parse_config([*BASE, *options])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_field_in_a_file(tmp_path):
+    config = yaml.safe_load(parse_config(BASE).to_yaml())
+    config["pretrain"]["speed"] = 9
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="speed"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_required_fields():
+    with pytest.raises(ConfigError, match="method"):
+        parse_config(["--model", "bayesprune:digits", "--data.name", "digits"])
+
+
+def test_from_python():
+    config = RunConfig(
+        model="bayesprune:digits",
+        data=bp.DataConfig(name="digits"),
+        method=bp.criteria.Fisher(),
+        select=bp.KeepFraction(0.5),
+    )
+    assert yaml.safe_load(config.to_yaml())["select"]["init_args"] == {"fraction": 0.5}

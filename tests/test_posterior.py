@@ -1,0 +1,304 @@
+"""The posterior object: summaries against draws, hand-over to ArviZ, and the way to disk."""
+
+import importlib
+import math
+import warnings
+
+import arviz as az
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import bayesprune as bp
+from bayesprune.checkpoint import load_state, save_state
+from bayesprune.errors import CheckpointError, PlanError
+from bayesprune.switches import Dirichlet, LogisticNormal, Switch
+
+HISTORY = [
+    {"stage": "fit", "epoch": 1, "loss": 2.1, "elbo": -2.1, "nll": 2.0, "kl": 0.1},
+    {"stage": "fit", "epoch": 2, "loss": 1.7, "elbo": -1.7, "nll": 1.5, "kl": 0.2},
+]
+ORIGINAL = {"conv": torch.tensor([1, 4, 6, 7, 9])}
+DRAWS = 20_000
+
+
+def bound(prototype, size, keep=None):
+    switch = prototype.bind(size, keep)
+    with torch.no_grad():
+        for parameter in switch.parameters():
+            parameter += torch.linspace(-1.5, 1.5, size)[torch.randperm(size)]
+    return switch
+
+
+@pytest.fixture
+def posterior():
+    switches = {
+        "conv": bound(Dirichlet(), 5),
+        "block.fc": bound(Dirichlet(0.5, total="keep"), 7, keep=2),
+        "last": bound(LogisticNormal(rank="full"), 3),
+    }
+    return bp.SwitchPosterior(switches, HISTORY, ORIGINAL)
+
+
+# Summaries ---------------------------------------------------------------------------------------
+
+
+def test_is_independent_of_the_network_it_came_from():
+    switch = bound(Dirichlet(), 5)
+    posterior = bp.SwitchPosterior({"conv": switch}, [])
+    before = posterior.mean["conv"]
+    with torch.no_grad():
+        switch.factor_concentration_unconstrained.zero_()
+    assert torch.equal(posterior.mean["conv"], before)
+    assert not any(p.requires_grad for p in posterior.switches["conv"].parameters())
+    assert switch.factor_concentration_unconstrained.requires_grad
+
+
+def test_summaries_agree_with_draws(posterior):
+    draws = posterior.sample(DRAWS)
+    assert list(draws) == posterior.names == ["conv", "block.fc", "last"]
+    for name, gates in draws.items():
+        assert gates.shape == (DRAWS, posterior.switches[name].size)
+        # The last group's own summaries are from 4096 draws.
+        error = 5 * math.sqrt(1 / DRAWS + (1 / 4096 if name == "last" else 0))
+        sd = gates.std(0)
+        assert ((gates.mean(0) - posterior.mean[name]).abs() < error * sd).all()
+        torch.testing.assert_close(posterior.sd[name], sd, rtol=0.1, atol=0)
+        below = (gates <= posterior.quantile(0.8)[name]).float().mean(0)
+        assert ((below - 0.8).abs() < error * 0.4).all()
+        keep = posterior.keep_probability(0.6)[name]
+        assert ((keep - (gates >= 0.6).float().mean(0)).abs() < error * 0.5 + 1e-6).all()
+
+
+def test_rank_probability(posterior):
+    counts = {"conv": 2, "block.fc": 3, "last": 1}
+    found = posterior.rank_probability(counts)
+    for name, gates in posterior.sample(DRAWS, seed=7).items():
+        k = counts[name]
+        assert found[name].sum().item() == pytest.approx(k, rel=1e-4)
+        threshold = gates.sort(1, descending=True).values[:, k - 1 : k]
+        expected = (gates >= threshold).float().mean(0)
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=5 * 0.5 / math.sqrt(4000))
+    assert all(
+        (p == 1).all()
+        for p in bp.SwitchPosterior({"conv": bound(Dirichlet(), 5)}, [])
+        .rank_probability(5)
+        .values()
+    )
+    for wrong in (0, 4, {"conv": 1}):
+        with pytest.raises(PlanError, match="of 3 channels|of 7 channels|of 5 channels"):
+            posterior.rank_probability(wrong)
+
+
+def test_draws_are_reproducible_and_leave_the_generator_alone(posterior):
+    state = torch.get_rng_state()
+    first, again, other = (posterior.sample(3, seed) for seed in (0, 0, 1))
+    prior = posterior.prior_sample(3)
+    posterior.summary()
+    posterior.to_arviz(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first["conv"], again["conv"])
+    assert not torch.equal(first["conv"], other["conv"])
+    assert prior["conv"].shape == (3, 5)
+
+
+@pytest.mark.parametrize("measure", ["importance", "mean", "snr", "above:0.5", "above:1e-3"])
+def test_scores(posterior, measure):
+    scores = posterior.scores(measure)
+    assert scores.measure == measure
+    for name in posterior.names:
+        value, mean = scores.values[name], posterior.mean[name]
+        if measure == "importance":
+            mass = {"conv": 5, "block.fc": 2, "last": 3}[name]
+            torch.testing.assert_close(value, mean * len(mean) / mass)
+        elif measure == "mean":
+            assert torch.equal(value, mean)
+        elif measure == "snr":
+            torch.testing.assert_close(value, mean / posterior.sd[name])
+        else:
+            threshold = float(measure.removeprefix("above:"))
+            assert torch.equal(value, posterior.keep_probability(threshold)[name])
+
+
+@pytest.mark.parametrize("measure", ["", "median", "above:", "above:x", "above:0.5:1"])
+def test_unknown_scores(posterior, measure):
+    with pytest.raises(PlanError, match="expected 'importance'"):
+        posterior.scores(measure)
+
+
+def test_signal_to_noise_of_certain_gates_is_finite():
+    sure = Dirichlet().bind(20)
+    with torch.no_grad():
+        sure.factor_concentration_unconstrained[0] = 1e9
+    posterior = bp.SwitchPosterior({"one": Dirichlet().bind(1), "sure": sure}, [])
+    values = posterior.scores("snr").values
+    assert values["sure"].argmax() == 0
+    assert values["one"] > 1e6
+
+
+def test_summary(posterior):
+    table = posterior.summary()
+    assert list(table.columns) == [
+        "layer", "channel", "mean", "sd", "eti_3%", "eti_97%", "importance"
+    ]  # fmt: skip
+    assert table["layer"].tolist() == 5 * ["conv"] + 7 * ["block.fc"] + 3 * ["last"]
+    assert table["channel"].tolist() == [1, 4, 6, 7, 9, *range(7), *range(3)]
+    assert (table["eti_3%"] <= table["eti_97%"]).all()
+    assert np.isfinite(table.drop(columns="layer")).all(axis=None)
+    assert "<table" in posterior._repr_html_()
+    assert repr(posterior) == "SwitchPosterior of conv (5), block.fc (7), last (3)"
+
+
+@pytest.mark.parametrize(
+    "channels", [{"conv": torch.arange(4)}, {"other": torch.arange(5)}], ids=["short", "unknown"]
+)
+def test_channels_that_do_not_fit(channels):
+    with pytest.raises(PlanError, match="channels"):
+        bp.SwitchPosterior({"conv": bound(Dirichlet(), 5)}, [], channels)
+
+
+# ArviZ -------------------------------------------------------------------------------------------
+
+PLAN = bp.PruningPlan(
+    kept={"conv": [4, 9], "block.fc": [0, 1, 2]}, sizes={"conv": 12, "block.fc": 7}
+)
+
+
+def test_to_arviz(posterior):
+    data = posterior.to_arviz(200, PLAN)
+    assert isinstance(data, az.InferenceData if az.__version__.startswith("0.") else xr.DataTree)
+    gates = data["posterior"]["gate"]
+    assert gates.dims == ("chain", "draw", "switch")
+    assert gates.shape == (1, 200, 15)
+    assert data["prior"]["gate"].shape == (1, 200, 15)
+    assert gates.coords["layer"].values.tolist() == posterior.summary()["layer"].tolist()
+    assert gates.coords["channel"].values.tolist() == posterior.summary()["channel"].tolist()
+    means = gates.groupby("layer").mean().mean(("chain", "draw"))
+    assert set(means["layer"].values) == set(posterior.names)
+    conv = gates.values[0, :, gates.coords["layer"].values == "conv"].T
+    np.testing.assert_allclose(conv.mean(0), posterior.mean["conv"], atol=0.4)
+    np.testing.assert_allclose(conv.sum(1), 5, rtol=1e-5)
+    constant = data["constant_data"]
+    np.testing.assert_allclose(constant["mean"][:5], posterior.mean["conv"])
+    np.testing.assert_allclose(constant["sd"][:5], posterior.sd["conv"])
+    assert constant["kept"].values.tolist() == [0, 1, 0, 0, 1] + [1, 1, 1, 0, 0, 0, 0] + 3 * [0]
+    assert data["fit_history"]["elbo"].values.tolist() == [-2.1, -1.7]
+    assert data["fit_history"]["epoch"].values.tolist() == [1, 2]
+
+
+def test_log_densities(posterior):
+    """Their mean difference is the divergence, as the draws are from the guide."""
+    stats = posterior.to_arviz(4000)["sample_stats"]
+    ratio = (stats["lp_guide"] - stats["lp_prior"]).values
+    assert np.isfinite(ratio).all()
+    kl = sum(
+        torch.distributions.kl_divergence(site.factor, site.prior).item()
+        for switch in posterior.switches.values()
+        for site in switch.sites().values()
+    )
+    assert abs(ratio.mean() - kl) < 5 * ratio.std() / math.sqrt(ratio.size)
+
+
+def test_arviz_reads_what_it_is_given(posterior):
+    data = posterior.to_arviz(100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # ArviZ 0.x and its plotting libraries have deprecations of their own.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
+        summary = az.summary(data, var_names=["gate"], kind="stats")
+        az.plot_forest(data, var_names=["gate"])
+    assert len(summary) == 15
+    np.testing.assert_allclose(
+        summary["mean"].astype(float), data["posterior"]["gate"].mean(("chain", "draw")), atol=0.01
+    )
+
+
+def test_netcdf(posterior, tmp_path):
+    data, path = posterior.to_arviz(50, PLAN), tmp_path / "posterior.nc"
+    data.to_netcdf(path, engine="h5netcdf")
+    again = az.from_netcdf(path, engine="h5netcdf")
+    for group in (
+        "posterior", "prior", "sample_stats", "constant_data", "fit_history"
+    ):  # fmt: skip
+        one, other = (xr.Dataset(tree[group].data_vars) for tree in (data, again))
+        xr.testing.assert_equal(one, other)
+    assert again["posterior"].coords["layer"].values.tolist()[:5] == 5 * ["conv"]
+
+
+# On disk -----------------------------------------------------------------------------------------
+
+
+def test_save_and_load(posterior, tmp_path):
+    posterior.save(tmp_path / "posterior.safetensors")
+    again = bp.SwitchPosterior.load(tmp_path / "posterior.safetensors")
+    assert again.names == posterior.names
+    assert again.history == HISTORY
+    assert again.summary().equals(posterior.summary())
+    one, other = posterior.sample(5), again.sample(5)
+    for name in posterior.names:
+        assert repr(again.switches[name]) == repr(posterior.switches[name])
+        assert torch.equal(one[name], other[name])
+        assert torch.equal(again.channels[name], posterior.channels[name])
+        assert torch.equal(again.scores().values[name], posterior.scores().values[name])
+
+
+def replaced(tree, *path, value):
+    *inner, last = path
+    node = tree
+    for key in inner:
+        node = node[key]
+    node[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tree: [],
+        lambda tree: {"weights": torch.zeros(2)},
+        lambda tree: replaced(tree, "switches", "conv", "class", value="os.path.join"),
+        lambda tree: replaced(tree, "switches", "conv", "class", value="no.such.module.Family"),
+        lambda tree: replaced(tree, "switches", "conv", "class", value="Family"),
+        lambda tree: replaced(tree, "switches", "conv", "init_args", value={"alpha": 1}),
+        lambda tree: replaced(tree, "switches", "conv", "init_args", value={"concentration": -1.0}),
+        lambda tree: replaced(tree, "switches", "conv", "size", value=4),
+        lambda tree: replaced(tree, "switches", "conv", "state", value={}),
+        lambda tree: replaced(tree, "channels", "conv", value=torch.arange(3)),
+    ],
+)
+def test_foreign_files(posterior, tmp_path, spoil):
+    path = tmp_path / "posterior.safetensors"
+    posterior.save(path)
+    save_state(path, spoil(load_state(path)))
+    with pytest.raises(CheckpointError, match="posterior.safetensors"):
+        bp.SwitchPosterior.load(path)
+
+
+def test_missing_and_truncated_files(posterior, tmp_path):
+    path = tmp_path / "posterior.safetensors"
+    with pytest.raises(CheckpointError, match="no such file"):
+        bp.SwitchPosterior.load(path)
+    posterior.save(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match="truncated"):
+        bp.SwitchPosterior.load(path)
+
+
+def test_a_switch_of_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "my_family.py").write_text(
+        "from bayesprune.switches import Dirichlet\n"
+        "class Mine(Dirichlet):\n"
+        "    def __init__(self, half: float = 0.5):\n"
+        "        super().__init__(concentration=2 * half)\n"
+        "        self.half = half\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    prototype = importlib.import_module("my_family").Mine(0.2)
+    posterior = bp.SwitchPosterior({"conv": bound(prototype, 4)}, [])
+    posterior.save(tmp_path / "posterior.safetensors")
+    again = bp.SwitchPosterior.load(tmp_path / "posterior.safetensors")
+    assert isinstance(again.switches["conv"], Switch)
+    assert repr(again.switches["conv"]) == "Mine(half=0.2, size=4)"
+    assert torch.equal(again.mean["conv"], posterior.mean["conv"])

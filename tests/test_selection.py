@@ -1,0 +1,531 @@
+import itertools
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bayesprune import models
+from bayesprune.cost import Cost, CostModel, cost
+from bayesprune.errors import BudgetError, CheckpointError, ConfigError, DataError, PlanError
+from bayesprune.groups import ChannelGroups, trace_groups
+from bayesprune.selection import (
+    Budget,
+    ChannelScores,
+    KeepFraction,
+    Probability,
+    PruningPlan,
+    Rule,
+    Threshold,
+    TopK,
+    select,
+)
+from bayesprune.surgery import remove_channels
+
+BUDGETED = {"lenet5": (1, 28, 28), "digits": (1, 8, 8)}
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+@pytest.fixture
+def groups() -> ChannelGroups:
+    """Two groups, "0" of five units and "2" of three."""
+    return trace_groups(mlp(4, 5, 3, 2), torch.randn(1, 4))
+
+
+def hand_made(**values: list[float]) -> ChannelScores:
+    named = {name.strip("_"): torch.tensor(numbers) for name, numbers in values.items()}
+    return ChannelScores(named, "by hand")
+
+
+@pytest.fixture
+def scores() -> ChannelScores:
+    return hand_made(_0=[0.3, -1.0, 2.0, 0.3, 0.5], _2=[9.0, 7.0, 8.0])
+
+
+def random_scores(groups: ChannelGroups, seed: int = 0) -> ChannelScores:
+    generator = torch.Generator().manual_seed(seed)
+    values = {n: torch.rand(size, generator=generator) for n, size in groups.sizes.items()}
+    return ChannelScores(values, "random")
+
+
+# scores ----------------------------------------------------------------------------------------
+
+
+def test_order_is_from_low_to_high_and_ties_go_by_index(scores) -> None:
+    assert scores.order("0") == [1, 0, 3, 4, 2]
+    assert scores.best("0", 3) == [2, 3, 4]
+    assert scores.best("0", 5) == [0, 1, 2, 3, 4]
+    assert scores.best("2", 1) == [0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.tensor([1.0, float("nan")]), r"a: .* with NaN or inf"),
+        (torch.tensor([1.0, float("inf")]), r"a: .* with NaN or inf"),
+        (torch.zeros(2, 2), r"a: expected a vector of finite scores \(x\), got shape \(2, 2\)$"),
+    ],
+)
+def test_scores_are_vectors_of_finite_numbers(values, message) -> None:
+    with pytest.raises(PlanError, match=message):
+        ChannelScores({"a": values}, "x")
+
+
+# rules -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (TopK(2), {"0": [2, 4], "2": [0, 2]}),
+        (TopK({"0": 1, "2": 3}), {"0": [2], "2": [0, 1, 2]}),
+        (KeepFraction(0.5), {"0": [2, 3, 4], "2": [0, 2]}),
+        (KeepFraction(0.6), {"0": [2, 3, 4], "2": [0, 2]}),
+        (KeepFraction(0.01), {"0": [2], "2": [0]}),
+        (KeepFraction(1.0), {"0": [0, 1, 2, 3, 4], "2": [0, 1, 2]}),
+        (Threshold(0.5), {"0": [2, 4], "2": [0, 1, 2]}),
+        (Threshold(-1.0), {"0": [0, 1, 2, 3, 4], "2": [0, 1, 2]}),
+        (Threshold(8.5), {"0": [2], "2": [0]}),
+        (Threshold(math.inf), {"0": [2], "2": [0]}),
+    ],
+)
+def test_rules(rule: Rule, kept, scores, groups) -> None:
+    plan = select(scores, rule, groups=groups)
+    assert plan.kept == kept
+    assert plan.sizes == {"0": 5, "2": 3}
+    assert plan.method == "by hand"
+    assert plan.cost == CostModel(groups)(kept)
+    assert plan.widths == {name: len(units) for name, units in kept.items()}
+    assert plan.architecture["0"] == {"kept": len(kept["0"]), "of": 5}
+
+
+@pytest.mark.parametrize("size", range(1, 40))
+def test_a_fraction_is_rounded_up_but_not_by_rounding_errors(size: int) -> None:
+    scores = ChannelScores({"a": torch.rand(size)}, "")
+    for percent in range(1, 101):
+        (kept,) = KeepFraction(percent / 100).select(scores, None).values()
+        assert len(kept) == -(-percent * size // 100)
+
+
+def test_probability_keeps_what_may_be_large_enough(groups) -> None:
+    rule = Probability(0.1, 0.95)
+    values = {"0": torch.tensor([0.04, 0.06, 1.0, 0.0, 0.5]), "2": torch.tensor([0.0, 0.01, 0.0])}
+    plan = select(ChannelScores(values, rule.measure), rule, groups=groups)
+    assert plan.kept == {"0": [1, 2, 4], "2": [1]}
+    with pytest.raises(PlanError, match="expected scores measuring 'above:0.1', got 'snr'"):
+        select(ChannelScores(values, "snr"), rule, groups=groups)
+
+
+def test_a_posterior_is_asked_for_what_the_rule_reads(groups) -> None:
+    class Posterior:
+        def scores(self, measure: str) -> ChannelScores:
+            self.asked = measure
+            values = {n: torch.linspace(0, 1, size) for n, size in groups.sizes.items()}
+            return ChannelScores(values, measure)
+
+    posterior = Posterior()
+    assert select(posterior, Probability(0.2), groups=groups).method == "above:0.2"
+    assert posterior.asked == "above:0.2"
+    select(posterior, TopK(1), groups=groups)
+    assert posterior.asked == "importance"
+
+
+@pytest.mark.parametrize("rule", [Threshold(99.0), TopK(1), KeepFraction(0.1), Budget(macs=0.5)])
+@pytest.mark.parametrize("minimum", [1, 2, 4])
+def test_at_least_the_minimum_stays(rule, minimum, scores, groups) -> None:
+    if isinstance(rule, Budget) and minimum == 4:
+        with pytest.raises(BudgetError):
+            select(scores, rule, groups=groups, minimum=minimum)
+        return
+    plan = select(scores, rule, groups=groups, minimum=minimum)
+    assert plan.widths["0"] >= minimum
+    assert plan.widths["2"] >= min(minimum, 3)
+    for name, kept in plan.kept.items():
+        assert kept == scores.best(name, len(kept))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TopK(0),
+        lambda: TopK({"a": 3, "b": -1}),
+        lambda: KeepFraction(0.0),
+        lambda: KeepFraction(1.1),
+        lambda: KeepFraction(math.nan),
+        lambda: Probability(0.0),
+        lambda: Probability(0.1, 1.0),
+        lambda: Budget(),
+        lambda: Budget(macs=0.5, params=0.5),
+        lambda: Budget(macs=0.0),
+        lambda: Budget(params=-3),
+        lambda: Budget(macs=math.nan),
+        lambda: Budget(macs=0.5, step=0.0),
+        lambda: Budget(macs=0.5, step=1.0),
+    ],
+)
+def test_rules_refuse_unusable_numbers(make) -> None:
+    with pytest.raises(ConfigError):
+        make()
+
+
+def test_select_refuses_what_does_not_fit(scores, groups) -> None:
+    with pytest.raises(PlanError, match="0: asked to keep 4 of 3|2: asked to keep 4 of 3"):
+        select(scores, TopK(4), groups=groups)
+    with pytest.raises(PlanError, match="2: asked to keep None of 3"):
+        select(scores, TopK({"0": 2}), groups=groups)
+    with pytest.raises(PlanError, match="unknown groups: fc7"):
+        select(scores, TopK({"0": 2, "2": 1, "fc7": 2}), groups=groups)
+    with pytest.raises(PlanError, match="fc7: scores for 2 channels, network has no such group"):
+        select(hand_made(fc7=[1.0, 2.0]), TopK(1), groups=groups)
+    with pytest.raises(PlanError, match="0: scores for 2 channels, network has 5"):
+        select(hand_made(_0=[1.0, 2.0]), TopK(1), groups=groups)
+    with pytest.raises(PlanError, match="both network and loader"):
+        select(scores, Budget(macs=0.5), groups=groups, network=mlp(4, 5, 3, 2))
+    with pytest.raises(ConfigError, match="minimum"):
+        select(scores, TopK(1), groups=groups, minimum=0)
+
+
+def test_groups_without_scores_stay_whole(groups) -> None:
+    scores = hand_made(_0=[1.0, 2.0, 3.0, 4.0, 5.0])
+    plan = select(scores, Budget(params=0.75), groups=groups)
+    assert set(plan.kept) == {"0"}
+    assert plan.cost.params <= 0.75 * CostModel(groups)({}).params
+    with pytest.raises(BudgetError):
+        select(scores, Budget(params=0.1), groups=groups)
+
+
+# rounds ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [TopK(1), TopK({"0": 2, "2": 1}), KeepFraction(0.3)])
+def test_rounds_go_down_to_the_rule_geometrically(rule, groups) -> None:
+    widths = [rule.at(i / 3, groups).counts(groups) for i in (1, 2, 3)]
+    assert widths[-1] == rule.counts(groups)
+    for name, size in groups.sizes.items():
+        path = [size, *(w[name] for w in widths)]
+        assert all(a >= b >= 1 for a, b in itertools.pairwise(path))
+        expected = size ** (2 / 3) * path[-1] ** (1 / 3)
+        assert path[1] == max(1, round(expected))
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_budgets_of_rounds_go_down_geometrically(kind, groups) -> None:
+    dense = CostModel(groups)({})
+    whole, rule = getattr(dense, kind), Budget(**{kind: 0.25})
+    limits = [rule.at(progress, groups).limit(dense) for progress in (0.5, 1.0)]
+    assert limits == pytest.approx([0.5 * whole, 0.25 * whole])
+    counts = rule.counts(groups)
+    kept = {name: range(int(count)) for name, count in counts.items()}
+    assert getattr(CostModel(groups)(kept), kind) <= 0.25 * whole
+
+
+# budgets -----------------------------------------------------------------------------------------
+
+
+def held_out(network: nn.Module, shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    x = torch.randn(24, *shape)
+    with torch.no_grad():
+        return [(x, network.eval()(x).argmax(1))]
+
+
+@pytest.fixture(scope="module", params=BUDGETED)
+def budgeted(request) -> tuple[nn.Module, Tensor, ChannelGroups, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    shape = BUDGETED[request.param]
+    network, x = models.create(request.param), torch.randn(1, *shape)
+    return network, x, trace_groups(network, x), held_out(network, shape)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.2, 0.05])
+def test_a_budget_is_kept_and_used(budgeted, kind: str, share: float, measured: bool) -> None:
+    network, x, groups, batches = budgeted
+    scores = random_scores(groups)
+    data = {"network": network, "loader": batches} if measured else {}
+    plan = select(scores, Budget(**{kind: share}), groups=groups, **data)
+    limit = share * getattr(cost(network, x), kind)
+    assert 0.98 * limit <= getattr(plan.cost, kind) <= limit
+    assert cost(remove_channels(network, plan, x), x) == plan.cost
+    for name, kept in plan.kept.items():
+        assert kept == scores.best(name, len(kept))
+    # Nothing fits on top.
+    for name, kept in plan.kept.items():
+        if len(kept) < groups[name].size:
+            more = {**plan.kept, name: scores.best(name, len(kept) + 1)}
+            assert getattr(CostModel(groups)(more), kind) > limit
+    again = select(scores, Budget(**{kind: limit}), groups=groups, **data)
+    assert again == plan
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_budget_that_the_network_meets_removes_nothing(budgeted, measured) -> None:
+    network, _, groups, batches = budgeted
+    data = {"network": network, "loader": batches} if measured else {}
+    for budget in (Budget(macs=1), Budget(params=1.0), Budget(macs=1e12)):
+        plan = select(random_scores(groups), budget, groups=groups, **data)
+        assert plan.widths == groups.sizes
+
+
+def test_an_impossible_budget_names_the_smallest_network(groups, scores) -> None:
+    smallest = CostModel(groups)({"0": [0], "2": [0]})
+    assert smallest.params == 5 + 2 + 4
+    with pytest.raises(BudgetError, match=r"params of at most 10 .*1 channel\(s\).* has 11"):
+        select(scores, Budget(params=10), groups=groups)
+    plan = select(scores, Budget(params=11), groups=groups)
+    assert plan.kept == {"0": [2], "2": [0]}
+    with pytest.raises(BudgetError, match=r"at least 2 channel"):
+        select(scores, Budget(params=11), groups=groups, minimum=2)
+
+
+def separable(removed: dict[str, int], scores: ChannelScores, groups: ChannelGroups) -> float:
+    total = 0.0
+    for name, count in removed.items():
+        values = np.sort(scores.values[name].numpy().astype(float))
+        share = values[count:].sum() / values.sum()
+        total -= len(groups[name].modules("consumer")) * math.log(share)
+    return total
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.7, 0.4, 0.15])
+def test_without_data_the_allocation_is_near_the_best_of_all(seed: int, share: float) -> None:
+    groups = trace_groups(mlp(6, 7, 5, 8, 2), torch.randn(1, 6))
+    scores, model = random_scores(groups, seed), CostModel(groups)
+    limit = share * model({}).macs
+    best = math.inf
+    for counts in itertools.product(*(range(size) for size in groups.sizes.values())):
+        removed = dict(zip(groups, counts, strict=True))
+        kept = {n: scores.best(n, groups[n].size - c) for n, c in removed.items()}
+        if model(kept).macs <= limit:
+            best = min(best, separable(removed, scores, groups))
+    plan = select(scores, Budget(macs=share, step=0.01), groups=groups)
+    removed = {n: groups[n].size - width for n, width in plan.widths.items()}
+    assert separable(removed, scores, groups) <= 1.25 * best + 0.1
+
+
+def test_without_data_the_share_of_a_group_counts_not_the_scale() -> None:
+    groups = trace_groups(mlp(64, 64, 64, 64), torch.randn(1, 64))
+    ones = {name: torch.ones(64) for name in groups}
+    widths = select(ChannelScores(ones, ""), Budget(macs=0.5), groups=groups).widths
+    assert all(abs(width - 40) <= 4 for width in widths.values())  # equal by symmetry
+    scaled = {name: 10.0**i * values for i, (name, values) in enumerate(ones.items())}
+    assert select(ChannelScores(scaled, ""), Budget(macs=0.5), groups=groups).widths == widths
+    # Scores of zero cost nothing to remove.
+    half = ones | {"2": torch.tensor([1.0] * 32 + [0.0] * 32)}
+    plan = select(ChannelScores(half, ""), Budget(macs=0.65), groups=groups)
+    assert set(plan.kept["2"]) <= set(range(32))
+    assert plan.widths["0"] > 56
+
+
+def test_without_data_negative_and_constant_zero_scores_are_usable(groups) -> None:
+    negative = hand_made(_0=[-1.0, -2.0, -3.0, -4.0, -5.0], _2=[-9.0, -8.0, -7.0])
+    plan = select(negative, Budget(macs=0.5), groups=groups)
+    assert all(kept == negative.best(name, len(kept)) for name, kept in plan.kept.items())
+    zeros = hand_made(_0=[0.0] * 5, _2=[0.0] * 3)
+    assert select(zeros, Budget(macs=0.5), groups=groups).cost.macs <= 21
+
+
+def test_without_data_a_stream_that_many_layers_read_is_spared() -> None:
+    network = models.create("resnet20")
+    groups = trace_groups(network, torch.randn(1, 3, 32, 32))
+    scores = ChannelScores({n: torch.ones(size) for n, size in groups.sizes.items()}, "ones")
+    plan = select(scores, Budget(macs=0.5), groups=groups)
+    assert all(width > groups[name].size / 5 for name, width in plan.widths.items())
+    assert plan.widths["conv1"] >= plan.widths["layer1.0.conv1"]
+
+
+class TwoPaths(nn.Module):
+    """Two paths of equal cost, of which the head listens to one."""
+
+    def __init__(self, hears: str) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 16), nn.Linear(6, 16)
+        self.head = nn.Linear(32, 3)
+        with torch.no_grad():
+            silent = slice(16, 32) if hears == "left" else slice(0, 16)
+            self.head.weight.mul_(5)[:, silent] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([F.relu(self.left(x)), F.relu(self.right(x))], 1))
+
+
+@pytest.mark.parametrize("hears", ["left", "right"])
+def test_measured_allocation_spares_the_group_that_matters(hears: str) -> None:
+    network = TwoPaths(hears)
+    groups = trace_groups(network, torch.randn(1, 6))
+    x = torch.randn(200, 6)
+    batches = [(x, network(x).argmax(1))]
+    silent = "left" if hears == "right" else "right"
+    # The scores say the opposite.
+    values = {hears: torch.linspace(0.1, 0.2, 16), silent: torch.linspace(8, 9, 16)}
+    scores = ChannelScores({name: values[name] for name in groups}, "misleading")
+    plan = select(scores, Budget(macs=0.55), groups=groups, network=network, loader=batches)
+    assert plan.widths[hears] == 16
+    assert plan.widths[silent] == 1
+    blind = select(scores, Budget(macs=0.55), groups=groups)
+    assert blind.widths[hears] < 14
+
+
+def test_measured_allocation_beats_the_blind_one() -> None:
+    """On a trained network, at the same cost."""
+    torch.manual_seed(0)
+    network = mlp(8, 24, 24, 24, 3)
+    x = torch.randn(600, 8)
+    y = (x[:, 0] * x[:, 1] > 0).long() + (x[:, 2] > 0.5).long()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        F.cross_entropy(network(x[:400]), y[:400]).backward()
+        optimizer.step()
+    groups = trace_groups(network, x[:1])
+    values = {n: network[int(n)].weight.detach().norm(dim=1) for n in groups}
+    scores = ChannelScores(values, "norm")
+    losses = []
+    for data in ({}, {"network": network, "loader": [(x[400:], y[400:])]}):
+        plan = select(scores, Budget(macs=0.6), groups=groups, **data)
+        small = remove_channels(network, plan, x[:1])
+        losses.append(F.cross_entropy(small(x[400:]), y[400:]).item())
+    assert losses[1] < losses[0]
+
+
+def test_measures_no_more_examples_than_asked_for_and_leaves_the_network_alone() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).train()
+    groups = trace_groups(network, torch.randn(2, 4))
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    seen = []
+
+    def loader():
+        for _ in range(10):
+            seen.append(5)
+            yield torch.randn(5, 4), torch.randint(2, (5,))
+
+    select(
+        random_scores(groups), Budget(macs=0.5), groups=groups, network=network, loader=loader(),
+        examples=12,
+    )  # fmt: skip
+    assert sum(seen) == 15
+    assert network.training
+    assert network[1].training
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_held_out_data_must_be_there_and_finite(groups, scores) -> None:
+    network = mlp(4, 5, 3, 2)
+    with pytest.raises(DataError, match="held-out loader is empty"):
+        select(scores, Budget(macs=0.5), groups=groups, network=network, loader=[])
+    bad = [(torch.full((3, 4), math.nan), torch.zeros(3, dtype=torch.long))]
+    with pytest.raises(DataError, match="not finite"):
+        select(scores, Budget(macs=0.5), groups=groups, network=network, loader=bad)
+
+
+def test_ten_thousand_channels_take_less_than_a_second() -> None:
+    network = mlp(64, *[512] * 20, 10).to("meta")
+    groups = trace_groups(network, torch.empty(1, 64, device="meta"))
+    assert sum(groups.sizes.values()) > 10_000
+    scores = random_scores(groups)
+    for kind in ("macs", "params"):
+        start = time.process_time()
+        plan = select(scores, Budget(**{kind: 0.1}), groups=groups)
+        assert time.process_time() - start < 1
+        dense = CostModel(groups)({})
+        assert getattr(plan.cost, kind) <= 0.1 * getattr(dense, kind)
+
+
+# plans -------------------------------------------------------------------------------------------
+
+PLAN = PruningPlan({"a": [0, 2], "b": [1]}, {"a": 4, "b": 2}, "snr", Cost(10, 20, 15))
+
+
+def test_a_plan_survives_json_and_disk(tmp_path) -> None:
+    assert PruningPlan.from_json(PLAN.to_json()) == PLAN
+    without = PruningPlan({"a": [0]}, {"a": 1})
+    assert PruningPlan.from_json(without.to_json()) == without
+    PLAN.save(tmp_path / "run" / "plan.json")
+    assert PruningPlan.load(tmp_path / "run" / "plan.json") == PLAN
+    data = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert data["schema"] == 1
+    assert data["kept"] == {"a": [0, 2], "b": [1]}
+    assert data["cost"] == {"macs": 10, "params": 20, "weights": 15}
+
+
+def changed(**fields: object) -> str:
+    return json.dumps({**json.loads(PLAN.to_json()), **fields})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", "[]", "null", "7", '"plan"', PLAN.to_json()[:-30], PLAN.to_json() + "}"),
+        *(changed(schema=2), changed(kept=[0, 2]), changed(sizes=None), changed(cost=3)),
+        *(changed(kept={"a": [0.5], "b": [1]}), changed(kept={"a": ["0"], "b": [1]})),
+        *(changed(kept={"a": 0, "b": 1}), changed(sizes={"a": "4", "b": 2})),
+        *(changed(kept={"a": [True], "b": [1]}), changed(cost={"macs": 1})),
+    ],
+)
+def test_a_broken_file_is_no_plan(text: str, tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="plan: expected the JSON of a PruningPlan"):
+        PruningPlan.from_json(text)
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"plan\.json: expected a plan"):
+        PruningPlan.load(tmp_path / "plan.json")
+
+
+def test_a_missing_or_binary_file_is_no_plan(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.json: expected a plan"):
+        PruningPlan.load(tmp_path / "none.json")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x93")
+    with pytest.raises(CheckpointError, match="binary: expected a plan"):
+        PruningPlan.load(tmp_path / "binary")
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"a": []}, "a: a plan must keep at least one channel"),
+        ({"a": [1, 0]}, r"a: expected ascending indices in \[0, 4\), got \[1, 0\]"),
+        ({"a": [0, 0]}, "ascending"),
+        ({"a": [-1, 0]}, "ascending"),
+        ({"a": [2, 4]}, "ascending"),
+        ({"a": [0], "b": [0]}, "must name the same groups"),
+        ({}, "must name the same groups"),
+    ],
+)
+def test_plans_are_checked(kept, message) -> None:
+    with pytest.raises(PlanError, match=message):
+        PruningPlan(kept, {"a": 4})
+
+
+def test_plans_in_sequence_speak_of_original_channels() -> None:
+    first = PruningPlan({"a": [1, 3, 4, 6], "b": [0, 2]}, {"a": 8, "b": 3}, "one", Cost(9, 9, 9))
+    second = PruningPlan({"a": [0, 2]}, {"a": 4}, "two", Cost(3, 3, 3))
+    both = first.then(second)
+    assert both.kept == {"a": [1, 4], "b": [0, 2]}
+    assert both.sizes == {"a": 8, "b": 3}
+    assert (both.method, both.cost) == ("two", Cost(3, 3, 3))
+    for wrong in (PruningPlan({"a": [0]}, {"a": 5}), PruningPlan({"c": [0]}, {"c": 4})):
+        with pytest.raises(PlanError, match="is not for the network this plan leaves"):
+            first.then(wrong)
+
+
+def test_masks_are_one_where_a_channel_stays() -> None:
+    masks = PLAN.masks()
+    assert masks["a"].tolist() == [1, 0, 1, 0]
+    assert masks["b"].tolist() == [0, 1]
+
+
+def test_plans_read_well() -> None:
+    assert repr(PLAN).startswith("PruningPlan(a 2/4, b 1/2; snr; predicted 10 MACs")
+    assert "<td>a</td><td>2</td><td>4</td>" in PLAN._repr_html_()
+    with pytest.raises(PlanError, match=r"got \[8, 7, 6, 5, 4, 3, 2, 1, …\]"):
+        PruningPlan({"a": list(range(8, -1, -1))}, {"a": 9})

@@ -1,0 +1,98 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import bayesprune as bp
+from bayesprune.errors import CheckpointError
+
+
+@pytest.fixture
+def pruned():
+    network = bp.models.create("resnet20").eval()
+    image = torch.randn(2, 3, 32, 32)
+    groups = bp.trace_groups(network, image)
+    scores = bp.criteria.Random().scores(network, groups, [])
+    plan = bp.select(scores, bp.KeepFraction(0.5), groups=groups)
+    return bp.remove_channels(network, plan, image), plan, image
+
+
+def test_round_trip(tmp_path, pruned):
+    small, plan, image = pruned
+    bp.save_pruned(tmp_path / "s.safetensors", small, plan)
+    again = bp.load_pruned(tmp_path / "s.safetensors", bp.models.create("resnet20")).eval()
+    assert torch.equal(again(image), small(image))
+    assert bp.cost(again, image) == bp.cost(small, image) == plan.cost
+
+
+def test_in_a_new_process(tmp_path, pruned):
+    small, plan, _ = pruned
+    bp.save_pruned(tmp_path / "s.safetensors", small, plan)
+    code = (
+        "import bayesprune as bp, torch, sys\n"
+        "net = bp.load_pruned(sys.argv[1], bp.models.create('resnet20')).eval()\n"
+        "print(net(torch.ones(1, 3, 32, 32)).sum().item())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "s.safetensors")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    with torch.no_grad():
+        expected = small(torch.ones(1, 3, 32, 32)).sum().item()
+    assert float(result.stdout) == pytest.approx(expected)
+
+
+def test_another_class_is_refused_and_left_alone(tmp_path, pruned):
+    small, plan, _ = pruned
+    bp.save_pruned(tmp_path / "s.safetensors", small, plan)
+    other = bp.models.create("lenet5")
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match="LeNet5"):
+        bp.load_pruned(tmp_path / "s.safetensors", other)
+    assert all(torch.equal(before[k], v) for k, v in other.state_dict().items())
+
+
+def test_a_larger_network_is_refused(tmp_path):
+    network = bp.models.create("lenet5")
+    sizes = {"conv1": 20, "conv2": 50, "fc1": 500}
+    plan = bp.PruningPlan({n: list(range(s)) for n, s in sizes.items()}, sizes)
+    bp.save_pruned(tmp_path / "s.safetensors", network, plan)
+    with pytest.raises(CheckpointError, match=r"conv1\.(weight|bias): expected at most"):
+        bp.load_pruned(tmp_path / "s.safetensors", bp.models.create("lenet5", widths=(4, 9, 99)))
+
+
+def test_shared_parameters_stay_shared(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+            self.b = nn.Linear(6, 6)
+            self.b.weight = self.a.weight
+            self.c = nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x)))
+
+    network = Tied()
+    small = Tied()
+    plan = bp.PruningPlan({"a": [0]}, {"a": 6})
+    bp.save_pruned(tmp_path / "s.safetensors", network, plan)
+    again = bp.load_pruned(tmp_path / "s.safetensors", small)
+    assert again.a.weight is again.b.weight
+    x = torch.randn(3, 6)
+    assert torch.equal(again(x), network(x))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])
+def test_damaged_files(tmp_path, pruned, damage):
+    small, plan, _ = pruned
+    file = tmp_path / "s.safetensors"
+    if damage == "truncated":
+        bp.save_pruned(file, small, plan)
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "foreign":
+        from safetensors.torch import save_file
+
+        save_file({"x": torch.ones(1)}, file)
+    with pytest.raises(CheckpointError, match=r"s\.safetensors"):
+        bp.load_pruned(file, bp.models.create("resnet20"))
