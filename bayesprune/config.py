@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from bayesprune._describe import describe
 from bayesprune.criteria import Criterion
@@ -99,7 +99,7 @@ class RunConfig:
 def config_parser() -> ArgumentParser:
     """The parser of all fields of a `RunConfig`, and of ``--config FILE``."""
     parser = ArgumentParser(prog="bayesprune run CONFIG", exit_on_error=False)
-    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(RunConfig)
     return parser
 
