@@ -29,7 +29,7 @@ from bayesprune.errors import CheckpointError, ConfigError, DataError
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.reporting import ReportData, write_report
+from bayesprune.reporting import ReportData, write_card, write_report
 from bayesprune.selection import PruningPlan, Rule, select
 from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
@@ -414,7 +414,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
 
 
 def rebuild_report(run: Run) -> Path:
-    """Write ``report.html`` and the figures of a run folder anew; returns the page's path."""
+    """Write ``report.html``, figures and model card of a run folder anew; returns the page."""
     with (run.folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     dense = load_pruned(
@@ -430,7 +430,8 @@ def rebuild_report(run: Run) -> Path:
         image=image[0].numpy(),
         feature_maps=_feature_maps(dense, image, run),
     )
-    return write_report(run.folder, data)
+    write_card(run.folder, data)
+    return write_report(run.folder, data)  # last: a run that has it is done
 
 
 def example_image(run: Run) -> Tensor:

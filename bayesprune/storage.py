@@ -143,14 +143,13 @@ def _features(text: str, network: nn.Module) -> dict[str, int]:
     norms = _bare_norms(network)
     try:
         features = json.loads(text)
-        fits = set(features) == set(norms) and all(
+        if set(features) == set(norms) and all(
             type(features[n]) is int and 0 < features[n] <= m.num_features for n, m in norms.items()
-        )
+        ):
+            return features
     except (json.JSONDecodeError, TypeError):
-        fits = False
-    if not fits:
-        raise CheckpointError(f"expected the features of {[*norms]}, got {text!r:.80}")
-    return features
+        pass
+    raise CheckpointError(f"expected the features of {[*norms]}, got {text!r:.80}")
 
 
 def _check_names(tensors: Mapping[str, Tensor], network: nn.Module) -> None:
