@@ -87,7 +87,7 @@ def load_pruned(
         )
     try:
         plan = PruningPlan.from_json(metadata.get("plan", ""))
-        features = _features(metadata.get("features", ""), fresh_network)
+        features = _features(metadata.get("features", "{}"), fresh_network)
         _check_names(tensors, fresh_network)
         _check_layers(tensors, fresh_network)
         _check_plan(plan, tensors, fresh_network)
