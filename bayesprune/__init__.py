@@ -8,6 +8,7 @@ from bayesprune.datasets import DataConfig
 from bayesprune.errors import BayespruneError
 from bayesprune.estimators import AnalyticMean, Implicit
 from bayesprune.experiment import Run, load_run, run_experiment
+from bayesprune.export import export_onnx, export_program
 from bayesprune.groups import ChannelGroup, ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
 from bayesprune.posterior import SwitchPosterior
@@ -52,6 +53,8 @@ __all__ = [
     "criteria",
     "datasets",
     "evaluate",
+    "export_onnx",
+    "export_program",
     "fit_switches",
     "latency",
     "load_pruned",

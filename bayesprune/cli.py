@@ -1,4 +1,4 @@
-"""The command line: ``bayesprune run | report | compare | groups | methods``."""
+"""The command line: ``bayesprune run | report | compare | export | groups | methods``."""
 
 from __future__ import annotations
 
@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", default=".", help="where compare.csv and compare.png go")
     compare.set_defaults(command=_compare)
 
+    export = commands.add_parser("export", help="the pruned network as ONNX or program")
+    export.add_argument("folder")
+    export.add_argument("--format", required=True, choices=["onnx", "exported-program"])
+    export.add_argument("--out", help="default: pruned.onnx or pruned.pt2 in the run folder")
+    export.set_defaults(command=_export)
+
     groups = commands.add_parser("groups", help="prunable groups and costs of a model")
     groups.add_argument("model", help="torchvision:NAME, bayesprune:NAME or python.path:factory")
     groups.add_argument("--input", help="shape of one input, for example 3,224,224")
@@ -109,6 +115,22 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
 
     frame = compare_runs([Path(folder) for folder in options.folders], Path(options.out))
     Console().print(frame.to_string(index=False))
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> None:
+    from bayesprune.experiment import example_image, load_run
+    from bayesprune.export import export_onnx, export_program
+
+    run = load_run(options.folder)
+    onnx = options.format == "onnx"
+    out = Path(options.out or run.folder / ("pruned.onnx" if onnx else "pruned.pt2"))
+    difference = (export_onnx if onnx else export_program)(run.network, example_image(run), out)
+    checked = (
+        "not checked: install onnxruntime for that"
+        if difference is None
+        else f"at most {difference:.1e} of the largest output away from the network"
+    )
+    print(f"{out} ({checked})")
 
 
 def _groups(options: argparse.Namespace, rest: list[str]) -> None:

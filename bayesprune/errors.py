@@ -29,5 +29,9 @@ class CheckpointError(BayespruneError, RuntimeError):
     """A file on disk is truncated, foreign, or belongs to another network."""
 
 
+class ExportError(BayespruneError, RuntimeError):
+    """A network cannot be exported, or its exported form computes something else."""
+
+
 class FitError(BayespruneError, RuntimeError):
     """Training or inference cannot go on, for example because the loss is not finite."""

@@ -29,7 +29,7 @@ from bayesprune.errors import CheckpointError, ConfigError, DataError
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.reporting import ReportData, write_report
+from bayesprune.reporting import ReportData, write_card, write_report
 from bayesprune.selection import PruningPlan, Rule, select
 from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
@@ -414,37 +414,41 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
 
 
 def rebuild_report(run: Run) -> Path:
-    """Write ``report.html`` and the figures of a run folder anew; returns the page's path."""
+    """Write ``report.html``, figures and model card of a run folder anew; returns the page."""
     with (run.folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     dense = load_pruned(
         run.folder / "dense.safetensors", models.load(run.config.model, **run.config.model_args)
     )
-    image, maps = _feature_maps(dense, run)
+    image = example_image(run)
     data = ReportData(
         config=(run.folder / "config.yaml").read_text(),
         summary=run.summary,
         plan=run.plan,
         posterior=run.posterior,
         metrics=rows,
-        image=image,
-        feature_maps=maps,
+        image=image[0].numpy(),
+        feature_maps=_feature_maps(dense, image, run),
     )
-    return write_report(run.folder, data)
+    write_card(run.folder, data)
+    return write_report(run.folder, data)  # last: a run that has it is done
 
 
-def _feature_maps(dense: nn.Module, run: Run) -> tuple[Any, Any]:
-    """A held-out image, and what the first group's producer makes of it."""
+def example_image(run: Run) -> Tensor:
+    """A held-out image, (1, channels, height, width); kept in the run folder for the next time."""
     file = run.folder / "state" / "image.safetensors"
     if not file.exists():
         image = datasets.load(run.config.data, run.config.seed).validation.dataset[[0]][0]
         save_state(file, {"image": image})
-    image = load_state(file)["image"]
+    return load_state(file)["image"]
+
+
+def _feature_maps(dense: nn.Module, image: Tensor, run: Run) -> Any:
+    """What the first group's producer makes of an image, (channels, height, width) or None."""
     seen: list[Tensor] = []
     producer = dense.get_submodule(next(iter(run.plan.kept)))
     handle = producer.register_forward_hook(lambda module, args, output: seen.append(output[0]))
     with evaluating(dense):
         dense(image)
     handle.remove()
-    maps = seen[0].numpy() if seen[0].ndim == 3 else None
-    return image[0].numpy(), maps
+    return seen[0].numpy() if seen[0].ndim == 3 else None

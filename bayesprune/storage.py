@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bayesprune.checkpoint import write_bytes_atomic
-from bayesprune.errors import CheckpointError
+from bayesprune.errors import CheckpointError, PlanError, TraceError
 from bayesprune.selection import PruningPlan
-from bayesprune.surgery import resize
+from bayesprune.surgery import remove_channels, resize
 
 _FORMAT = "bayesprune-pruned-1"
 
@@ -30,12 +36,20 @@ def save_pruned(path: str | os.PathLike[str], network: nn.Module, plan: PruningP
     plan : PruningPlan
     """
     # Shared tensors are written once per name: a file must load into any network of the class.
-    tensors = {n: t.detach().cpu().clone().contiguous() for n, t in network.state_dict().items()}
-    content = save(tensors, metadata={"format": _FORMAT, "plan": plan.to_json()})
-    write_bytes_atomic(Path(path), content)
+    tensors = {n: t.detach().cpu().clone().contiguous() for n, t in _tensors(network).items()}
+    metadata = {
+        "format": _FORMAT,
+        "plan": plan.to_json(),
+        "features": json.dumps({n: m.num_features for n, m in _bare_norms(network).items()}),
+    }
+    write_bytes_atomic(Path(path), save(tensors, metadata=metadata))
 
 
-def load_pruned(path: str | os.PathLike[str], fresh_network: nn.Module) -> nn.Module:
+def load_pruned(
+    path: str | os.PathLike[str],
+    fresh_network: nn.Module,
+    example_input: Tensor | tuple[Any, ...] | None = None,
+) -> nn.Module:
     """Shrink a fresh network of the original class to a saved one and load its tensors, in place.
 
     Parameters
@@ -44,6 +58,10 @@ def load_pruned(path: str | os.PathLike[str], fresh_network: nn.Module) -> nn.Mo
         From `save_pruned`.
     fresh_network : nn.Module
         Of the original class and size, with any weights.
+    example_input : Tensor or tuple, optional
+        What the network is called with. For files of uncertain origin: the fresh network is traced,
+        and each tensor must have exactly the shape that the plan leaves. Otherwise each layer is
+        checked by itself, and the producer of each group against the plan.
 
     Returns
     -------
@@ -67,26 +85,23 @@ def load_pruned(path: str | os.PathLike[str], fresh_network: nn.Module) -> nn.Mo
             f"{path}: expected format {_FORMAT}, got {metadata.get('format')}: was it written by "
             "save_pruned?"
         )
-    expected = fresh_network.state_dict()
-    missing, extra = set(expected) - set(tensors), set(tensors) - set(expected)
-    if missing or extra:
+    try:
+        plan = PruningPlan.from_json(metadata.get("plan", ""))
+        features = _features(metadata.get("features", "{}"), fresh_network)
+        _check_names(tensors, fresh_network)
+        _check_layers(tensors, fresh_network)
+        _check_plan(plan, tensors, fresh_network)
+        if example_input is not None:
+            _check_shapes(tensors, remove_channels(fresh_network, plan, example_input))
+    except (CheckpointError, PlanError, TraceError) as error:
         raise CheckpointError(
-            f"{path}: not for {type(fresh_network).__name__}: missing {sorted(missing)[:3]}, "
-            f"unexpected {sorted(extra)[:3]}"
-        )
+            f"{path}: not a pruned {type(fresh_network).__name__} of this size: {error}"
+        ) from error
+
+    slots: dict[int, Tensor] = {}
+    touched = set()
     for name, tensor in tensors.items():
-        whole = expected[name]
-        fits = tensor.ndim == whole.ndim and all(
-            new <= old for new, old in zip(tensor.shape, whole.shape, strict=True)
-        )
-        if not fits or tensor.dtype != whole.dtype:
-            raise CheckpointError(
-                f"{path}: {name}: expected at most {whole.dtype} {tuple(whole.shape)}, "
-                f"got {tensor.dtype} {tuple(tensor.shape)}"
-            )
-    slots: dict[int, torch.Tensor] = {}
-    for path_, tensor in tensors.items():
-        owner, _, attribute = path_.rpartition(".")
+        owner, _, attribute = name.rpartition(".")
         module = fresh_network.get_submodule(owner)
         old = getattr(module, attribute)
         if old.shape != tensor.shape:
@@ -97,7 +112,134 @@ def load_pruned(path: str | os.PathLike[str], fresh_network: nn.Module) -> nn.Mo
                     new = nn.Parameter(new, requires_grad=old.requires_grad)
                 slots[id(old)] = new
             setattr(module, attribute, new)
-    for module in fresh_network.modules():
+            touched.add(module)
+    with torch.no_grad():
+        for name, tensor in _tensors(fresh_network).items():
+            tensor.copy_(tensors[name])
+    for module in touched:
         resize(module)
-    fresh_network.load_state_dict(tensors)
+    for name, norm in _bare_norms(fresh_network).items():
+        norm.num_features = features[name]
     return fresh_network
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers; buffers that `state_dict` leaves out can be pruned as well."""
+    tensors: dict[str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
+    return tensors | dict(network.named_buffers(remove_duplicate=False))
+
+
+def _bare_norms(network: nn.Module) -> dict[str, Any]:
+    """Normalizations that note a number of features which no tensor of theirs tells."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, _InstanceNorm) and not module.affine and module.running_mean is None
+    }
+
+
+def _features(text: str, network: nn.Module) -> dict[str, int]:
+    """What was noted of such normalizations."""
+    norms = _bare_norms(network)
+    try:
+        features = json.loads(text)
+        if set(features) == set(norms) and all(
+            type(features[n]) is int and 0 < features[n] <= m.num_features for n, m in norms.items()
+        ):
+            return features
+    except (json.JSONDecodeError, TypeError):
+        pass
+    raise CheckpointError(f"expected the features of {[*norms]}, got {text!r:.80}")
+
+
+def _check_names(tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Every tensor is there, not larger than it was; those that are shared are the same."""
+    expected = _tensors(network)
+    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if missing or extra:
+        raise CheckpointError(f"missing {sorted(missing)[:3]}, unexpected {sorted(extra)[:3]}")
+    first: dict[int, str] = {}
+    for name, whole in expected.items():
+        tensor = tensors[name]
+        fits = tensor.ndim == whole.ndim and all(
+            new <= old for new, old in zip(tensor.shape, whole.shape, strict=True)
+        )
+        if not fits or tensor.dtype != whole.dtype:
+            raise CheckpointError(
+                f"{name}: expected at most {whole.dtype} {tuple(whole.shape)}, "
+                f"got {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        alias = first.setdefault(id(whole), name)
+        if alias != name and not torch.equal(tensors[alias], tensor):
+            raise CheckpointError(f"{name}: expected the tensor of {alias}, which it shares")
+
+
+def _check_layers(tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+    """The tensors of a layer agree on how many channels it has."""
+    for name, module in network.named_modules(remove_duplicate=False):
+        own = {a: tensors[f"{name}.{a}" if name else a].shape for a in _tensors_of(module)}
+        if "weight" not in own and not isinstance(module, _NormBase):
+            continue  # nothing to compare, or parametrized
+        if isinstance(module, nn.Linear):
+            width = own["weight"][:1]
+        elif isinstance(module, _ConvNd):
+            first, second = own["weight"][:2]
+            channels = module.in_channels if module.transposed else module.out_channels
+            block = channels // module.groups
+            if module.groups > 1 and first % block:
+                raise CheckpointError(
+                    f"{name}: expected whole blocks of {block} channels, got {first}"
+                )
+            width = (second * (first // block if module.groups > 1 else 1),)
+            width = width if module.transposed else (first,)
+        elif isinstance(module, _NormBase | nn.LayerNorm):
+            width = next((shape for shape in own.values() if shape), ())  # not a mere counter
+        elif isinstance(module, nn.GroupNorm):
+            width = own["weight"]
+            block = module.num_channels // module.num_groups
+            if module.num_groups > 1 and width[0] % block:
+                raise CheckpointError(
+                    f"{name}: expected whole blocks of {block} channels, got {width[0]}"
+                )
+        else:
+            continue
+        for attribute in ("weight", "bias", "running_mean", "running_var"):
+            shape = own.get(attribute)
+            matrix = attribute == "weight" and isinstance(module, nn.Linear | _ConvNd)
+            if shape is not None and not matrix and tuple(shape) != tuple(width):
+                raise CheckpointError(
+                    f"{name}.{attribute}: expected {tuple(width)} as in the rest of the layer, "
+                    f"got {tuple(shape)}"
+                )
+
+
+def _tensors_of(module: nn.Module) -> list[str]:
+    named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return [name for name, _ in named]
+
+
+def _check_plan(plan: PruningPlan, tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+    """The layers that groups are named after have as many channels as the plan keeps."""
+    modules = dict(network.named_modules(remove_duplicate=False))
+    for name, kept in plan.kept.items():
+        module = modules.get(name)
+        if module is None:
+            raise CheckpointError(f"{name}: the plan prunes it, the network does not have it")
+        if not isinstance(module, nn.Linear | _ConvNd) or f"{name}.weight" not in tensors:
+            continue
+        axis = int(isinstance(module, _ConvNd) and module.transposed)
+        width = tensors[f"{name}.weight"].shape[axis]
+        # Where a unit is several channels, or some channels are in no group, sizes differ.
+        if plan.sizes[name] == module.weight.shape[axis] and len(kept) != width:
+            raise CheckpointError(
+                f"{name}.weight: expected {len(kept)} channels as in the plan, got {width}"
+            )
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], small: nn.Module) -> None:
+    for name, tensor in _tensors(small).items():
+        if tensor.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{name}: expected {tuple(tensor.shape)} as the plan leaves it, "
+                f"got {tuple(tensors[name].shape)}"
+            )

@@ -1,5 +1,6 @@
 import pytest
 
+import bayesprune as bp
 from bayesprune.cli import main
 
 
@@ -21,6 +22,46 @@ def test_groups_of_a_model(capsys):
     assert all(text in out for text in ("2,293,000", "conv1", "94,400", "fc2"))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run folder, made quickly."""
+    out = tmp_path_factory.mktemp("runs") / "quick"
+    arguments = {
+        "model": "bayesprune:digits",
+        "model_args.widths": "[4, 4, 4, 8]",
+        "data.name": "digits",
+        "pretrain.epochs": "1",
+        "finetune.epochs": "0",
+        "method": "Magnitude",
+        "select": "KeepFraction",
+        "select.fraction": "0.5",
+    }
+    words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
+    bp.run_experiment(bp.config.parse_config(words), out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("format", "file"), [("onnx", "pruned.onnx"), ("exported-program", "pruned.pt2")]
+)
+def test_export(capsys, folder, tmp_path, format, file):
+    code, out, _ = run(capsys, "export", str(folder), "--format", format)
+    assert code == 0
+    assert str(folder / file) in out
+    assert (folder / file).stat().st_size
+    elsewhere = tmp_path / "deep" / "file"
+    assert run(capsys, "export", str(folder), "--format", format, "--out", str(elsewhere))[0] == 0
+    assert elsewhere.stat().st_size
+
+
+def test_export_to_a_folder_is_refused(capsys, folder, tmp_path):
+    arguments = ("export", str(folder), "--format", "onnx", "--out", str(tmp_path))
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert str(tmp_path) in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -32,6 +73,7 @@ def test_groups_of_a_model(capsys):
         (("run", "no/such.yaml"), "no/such.yaml"),
         (("report", "no/such/folder"), "no/such/folder"),
         (("compare", "no/such/folder"), "no/such/folder"),
+        (("export", "no/such/folder", "--format", "onnx"), "no/such/folder"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_code_2(capsys, arguments, said):

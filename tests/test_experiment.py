@@ -67,6 +67,7 @@ def test_the_folder_is_complete(finished):
         "plan.json",
         "posterior.nc",
         "report.html",
+        "README.md",
     ]
     names += ["dense.safetensors", "pruned.safetensors"]
     assert all((finished.folder / name).is_file() for name in names)
@@ -117,7 +118,16 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    "where", ["save_state", "select", "remove_channels", "evaluate", "save_pruned", "write_report"]
+    "where",
+    [
+        "save_state",
+        "select",
+        "remove_channels",
+        "evaluate",
+        "save_pruned",
+        "write_card",
+        "write_report",
+    ],
 )
 def test_resume_after_a_kill_at_any_stage(finished, tmp_path, monkeypatch, where):
     """Die at several calls of `where`; what is resumed ends in the same numbers."""

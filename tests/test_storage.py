@@ -75,12 +75,118 @@ def test_shared_parameters_stay_shared(tmp_path):
 
     network = Tied()
     small = Tied()
-    plan = bp.PruningPlan({"a": [0]}, {"a": 6})
+    plan = bp.PruningPlan({"a": [*range(6)]}, {"a": 6})
     bp.save_pruned(tmp_path / "s.safetensors", network, plan)
     again = bp.load_pruned(tmp_path / "s.safetensors", small)
     assert again.a.weight is again.b.weight
     x = torch.randn(3, 6)
     assert torch.equal(again(x), network(x))
+
+    rewrite(tmp_path / "s.safetensors", {"b.weight": torch.zeros(6, 6)})
+    with pytest.raises(CheckpointError, match=r"b\.weight: expected the tensor of a\.weight"):
+        bp.load_pruned(tmp_path / "s.safetensors", Tied())
+
+
+def rewrite(file, tensors, **metadata):
+    """Change tensors and metadata of a file."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() | metadata
+    save_file(load_file(file) | tensors, file, metadata)
+
+
+class Rare(nn.Module):
+    """What `state_dict` and the tensors of a layer do not tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, bias=False)
+        self.norm = nn.InstanceNorm2d(8)
+        self.register_buffer("shift", torch.randn(8, 1, 1), persistent=False)
+        self.depthwise = nn.Conv2d(8, 8, 1, groups=8)
+        self.blocks = nn.GroupNorm(4, 8)
+        self.plain = nn.LayerNorm(4, elementwise_affine=False)
+        self.up = nn.ConvTranspose2d(8, 6, 2)
+        self.linear = nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.blocks(self.depthwise(self.norm(self.conv(x)) + self.shift))
+        return self.linear(self.plain(self.up(x)[..., :4]).mean((2, 3)))
+
+
+@pytest.fixture
+def rare(tmp_path):
+    network, x = Rare().eval(), torch.randn(2, 1, 7, 7)
+    # The group norm removes its channels in pairs.
+    plan = bp.PruningPlan({"conv": [0, 2], "up": [1, 2]}, {"conv": 4, "up": 6})
+    small = bp.remove_channels(network, plan, x)
+    bp.save_pruned(tmp_path / "s.safetensors", small, plan)
+    return tmp_path / "s.safetensors", small, x
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_sizes_that_no_parameter_tells(rare, strict):
+    file, small, x = rare
+    again = bp.load_pruned(file, Rare().eval(), x if strict else None)
+    assert torch.equal(again(x), small(x))
+    assert str(again) == str(small)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"linear.weight": torch.zeros(1, 2)}, r"linear\.bias: expected \(1,\)"),
+        ({"up.bias": torch.zeros(3)}, r"up\.bias: expected \(2,\) .*got \(3,\)"),
+        ({"depthwise.bias": torch.zeros(5)}, r"depthwise\.bias"),
+        ({"blocks.bias": torch.zeros(2)}, r"blocks\.bias"),
+        (
+            {"blocks.weight": torch.zeros(3), "blocks.bias": torch.zeros(3)},
+            "blocks: expected whole blocks of 2 channels, got 3",
+        ),
+        (
+            {"up.weight": torch.zeros(4, 5, 2, 2), "up.bias": torch.zeros(5)},
+            r"up\.weight: expected 2 channels as in the plan, got 5",
+        ),
+        ({"shift": torch.zeros(9, 1, 1)}, "shift: expected at most"),
+        ({"linear.weight": torch.zeros(2, 2).half()}, "float32"),
+    ],
+)
+def test_layers_that_contradict_themselves(rare, tensors, said):
+    file, _, _ = rare
+    rewrite(file, tensors)
+    network = Rare()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=f"s.safetensors: not a pruned Rare .*{said}"):
+        bp.load_pruned(file, network)
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_layers_that_contradict_each_other(rare):
+    file, _, x = rare
+    rewrite(file, {"linear.weight": torch.zeros(2, 5)})
+    network = Rare()
+    with pytest.raises(CheckpointError, match=r"linear\.weight: expected \(2, 2\) as the plan"):
+        bp.load_pruned(file, network, x)
+    assert network.linear.weight.shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"plan": "{}"}, "plan: expected the JSON"),
+        ({"plan": bp.PruningPlan({"stem": [0]}, {"stem": 2}).to_json()}, "stem: the plan prunes"),
+        ({"features": "{}"}, "features of .'norm'"),
+        ({"features": '{"norm": 9}'}, "features of .'norm'"),
+        ({"features": "{"}, "features of .'norm'"),
+    ],
+)
+def test_metadata_of_another_network(rare, metadata, said):
+    file, _, _ = rare
+    rewrite(file, {}, **metadata)
+    with pytest.raises(CheckpointError, match=said):
+        bp.load_pruned(file, Rare())
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "foreign"])

@@ -1,5 +1,6 @@
 """Figures and the report of a run."""
 
+from bayesprune.reporting.card import write_card as write_card
 from bayesprune.reporting.compare import average_over_seeds as average_over_seeds
 from bayesprune.reporting.compare import collect_runs as collect_runs
 from bayesprune.reporting.compare import compare_runs as compare_runs

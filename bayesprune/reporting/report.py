@@ -161,11 +161,11 @@ def _render(data: ReportData, **pictures: list[_Picture]) -> str:
     source = files(__package__ or "").joinpath("report.html.jinja").read_text(encoding="utf-8")
     summary = data.summary
     return environment.from_string(source).render(
-        title=f"{_name(summary['model'])} pruned by {_name(summary['method'])}",
-        about=_about(summary),
-        headline=_headline(summary),
-        verdict=_verdict(data),
-        costs=_costs(summary),
+        title=title(summary),
+        about=about(summary),
+        headline=headline(summary),
+        verdict=verdict(data),
+        costs=costs(summary),
         channels=_channels(data),
         seconds=_pairs("Time spent", ("Stage", "Time"), summary.get("seconds"), _duration),
         versions=_pairs("Versions", ("Package", "Version"), summary.get("versions"), str),
@@ -177,7 +177,7 @@ def _render(data: ReportData, **pictures: list[_Picture]) -> str:
 # --- words ------------------------------------------------------------------------------------
 
 
-def _name(value: Any) -> str:
+def short_name(value: Any) -> str:
     """Name a model, data set or method as configured: by name or by class path."""
     if isinstance(value, Mapping) and "class_path" in value:
         return str(value["class_path"]).rpartition(".")[2]
@@ -230,29 +230,35 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _about(summary: Mapping[str, Any]) -> str:
+def title(summary: Mapping[str, Any]) -> str:
+    """Name the network and the method."""
+    return f"{short_name(summary['model'])} pruned by {short_name(summary['method'])}"
+
+
+def about(summary: Mapping[str, Any]) -> str:
+    """Name data, estimator and seed, where known."""
     parts = [
-        f"{key} {_name(summary[key])}"
+        f"{key} {short_name(summary[key])}"
         for key in ("data", "estimator", "seed")
         if summary.get(key) is not None
     ]
     return ", ".join(parts)
 
 
-def _verdict(data: ReportData) -> list[tuple[str, str]]:
+def verdict(data: ReportData) -> list[tuple[str, str]]:
     """Say what was removed, what it cost and how sure that is, as (heading, text)."""
     said = [("Removed", _removed(data.summary)), ("Cost", _cost(data.summary))]
     if data.posterior is None:
         text = (
-            f"{_name(data.summary['method'])} ranks channels without an uncertainty, so nothing "
-            "can be said here about how clear each decision is."
+            f"{short_name(data.summary['method'])} ranks channels without an uncertainty, so "
+            "nothing can be said here about how clear each decision is."
         )
     else:
         text = _certainty(data.posterior, data.plan)
     return [(heading, text) for heading, text in (*said, ("How sure", text)) if text]
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: Mapping[str, Any]) -> str:
     """Put the run in one line: how much cheaper for how much error."""
     macs, error = _both(summary, "macs"), _both(summary, "error")
     parts = []
@@ -343,7 +349,7 @@ def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
 # --- tables -----------------------------------------------------------------------------------
 
 
-def _costs(summary: Mapping[str, Any]) -> _Table:
+def costs(summary: Mapping[str, Any]) -> _Table:
     """Dense against pruned, and whatever other networks the run measured."""
     sides = {"Dense": summary["dense"], "Pruned": summary["pruned"]}
     extra = {"Cut, not fine-tuned": "before_finetune", "Same widths from scratch": "scratch"}
