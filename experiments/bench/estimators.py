@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -51,12 +52,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dense")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=64, help="batch of the timed steps")
+    parser.add_argument("--fit-batch", type=int, default=32, help="batch of the compared fits")
     parser.add_argument("--out", default="docs/results/estimators.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    config = datasets.DataConfig(name="mnist", batch_size=64)
-    data = datasets.load(config, seed=0)
+    data = datasets.load(datasets.DataConfig(name="mnist", batch_size=options.batch), seed=0)
     batch = next(iter(data.train))
 
     switched = switched_lenet(options.dense, data, "keep")
@@ -73,8 +75,8 @@ def main() -> None:
     }
 
     torch.manual_seed(0)
-    epochs = -(-options.steps // len(data.train))
-    batches = [b for _ in range(epochs) for b in data.train][: options.steps]
+    data = datasets.load(datasets.DataConfig(name="mnist", batch_size=options.fit_batch), seed=0)
+    batches = list(islice(data.train, options.steps))
     correlations = {}
     for total in ("size", "keep"):
         means = {}
@@ -91,7 +93,7 @@ def main() -> None:
             for group in means["AnalyticMean"]
         }
     result = {"seconds per step / AnalyticMean": ratios, "rank correlation": correlations}
-    result |= {"steps": options.steps, "batch": config.batch_size, "rounds": options.rounds}
+    result |= {name: getattr(options, name) for name in ("steps", "batch", "fit_batch", "rounds")}
     Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

@@ -132,7 +132,7 @@ def estimator_section(result: dict) -> list[str]:
     lines += [
         "",
         f"Spearman correlation of the posterior means that AnalyticMean and Implicit(150, batch) "
-        f"reach after {result['steps']} steps on the same batches:",
+        f"reach after {result['steps']} steps on the same batches of {result['fit_batch']}:",
         "",
         "| mass | " + " | ".join(result["rank correlation"]["size"]) + " |",
         "|---|" + "---|" * len(result["rank correlation"]["size"]),
