@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -203,6 +203,7 @@ def trace_groups(
     outputs, macs = _run(network, inputs, tracer, ignore)
     for tensor in tensors_in(outputs):
         tracer.freeze(tensor, "reaches the output of the network")
+    _follow_training(network, inputs, tracer, ignore)
     tracer.freeze_uncut()
 
     batch = len(tensors[0])
@@ -255,16 +256,60 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in tensors_in(item)]
 
 
-def _run(
+def _follow_training(
     network: nn.Module, inputs: tuple[Any, ...], tracer: _Tracer, ignore: Sequence[str]
+) -> None:
+    """Follow what auxiliary heads read, which run in training mode only.
+
+    What they put out themselves stays: it has no part in the network's output.
+    """
+    idle = {
+        name
+        for name, module in network.named_modules()
+        if name not in tracer.called and any(True for _ in module.parameters(recurse=False))
+    }
+    owners = set()
+    for name in idle:
+        while name and name not in tracer.called:
+            name = name.rpartition(".")[0]
+        owners.add(name)
+    if not idle:
+        return
+    counted = dict(tracer.positions), list(tracer.attended)
+    known = {slice_.tensor for slice_ in tracer.records}
+    try:
+        outputs, _ = _run(network, inputs, tracer, ignore, owners)
+    except TraceError as error:
+        # Without a loss to compute (targets, say) training mode may be out of reach altogether.
+        if tracer.module in idle:
+            raise TraceError(f"{error}. It runs in training mode only") from error
+        outputs = ()
+    for tensor in tensors_in(outputs):
+        tracer.freeze(tensor, "reaches the output of the network in training mode")
+    for slice_ in tracer.records:
+        if slice_.role == "producer" and slice_.tensor not in known:
+            tracer.freeze_ids(slice_.units, "runs in training mode only")
+    tracer.positions, tracer.attended = counted
+
+
+def _run(
+    network: nn.Module,
+    inputs: tuple[Any, ...],
+    tracer: _Tracer,
+    ignore: Sequence[str],
+    training: Collection[str] = (),
 ) -> tuple[Any, int]:
-    """Run the network under the tracer; its mode and hooks are restored."""
+    """Run the network under the tracer; its mode and hooks are restored.
+
+    Modules named in `training`, but not those inside them, run in training mode.
+    """
     calls: list[str] = []
     ignored = tuple(f"{name}." for name in ignore)
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             calls.append(name)
+            tracer.called.add(name)
             tracer.module = name
 
         return hook
@@ -288,6 +333,8 @@ def _run(
             counter,
             tracer,
         ):
+            for name in training:
+                network.get_submodule(name).training = True
             outputs = network(*inputs)
         return outputs, counter.get_total_flops() // 2
     except Exception as error:
@@ -308,6 +355,7 @@ class _Tracer(TorchFunctionMode):
         super().__init__()
         self.module = ""  # the innermost module that is running
         self._class = type(network).__name__
+        self.called: set[str] = set()
         self.positions: dict[str, int] = {}
         self.skipped: dict[str, str] = {}
         self.attended: list[tuple[Tensor, int]] = []  # heads, and the MACs that each takes
@@ -668,6 +716,15 @@ def _attention(
     each = output[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
     tracer.attended.append((vectors[0], each // len(vectors[0])))
     tracer.set_ids(output, out)
+
+
+@_handles("multi_head_attention_forward")
+def _whole_attention(
+    tracer: _Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
+    reason = "heads leave self-attention that is called with need_weights=False"
+    _unknown(tracer, func, args, kwargs, output, f"where all stay: {reason}")
+    tracer.skipped[tracer.where] = f"runs {func.__name__} and keeps all heads: {reason}"
 
 
 @_handles("batch_norm", "instance_norm")

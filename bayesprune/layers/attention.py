@@ -96,11 +96,12 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def _as_pytorch(self, *args: Any) -> tuple[Tensor, Tensor | None]:
         """All heads, as PyTorch computes them; it looks at what the property above hides."""
-        own, self.__class__ = self.__class__, nn.MultiheadAttention
+        own = type(self)
+        _become(self, nn.MultiheadAttention)
         try:
-            return self(*args)
+            return nn.MultiheadAttention.forward(self, *args)
         finally:
-            self.__class__ = own
+            _become(self, own)
 
 
 class WindowAttention(ShiftedWindowAttention):
@@ -109,6 +110,7 @@ class WindowAttention(ShiftedWindowAttention):
     def get_relative_position_bias(self) -> Tensor:
         tokens = self.window_size[0] * self.window_size[1]
         index = self.relative_position_index
+        assert isinstance(index, Tensor)
         return _position_bias(self.relative_position_bias_table, index, tokens).unsqueeze(0)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -130,7 +132,8 @@ class WindowAttention(ShiftedWindowAttention):
         if any(shift):
             bias = bias + self._border(size, shift, x)
         head_dim = qkv.shape[-1] // 3 // bias.shape[-3]
-        x = _join(self._attend(*(_split(part, head_dim) for part in qkv.chunk(3, -1)), bias))
+        q, k, v = (_split(part, head_dim) for part in qkv.chunk(3, -1))
+        x = _join(self._attend(q, k, v, bias))
         x = F.dropout(self.proj(x), self.dropout, self.training)
         x = x.unflatten(2, (high, wide)).unflatten(1, (size[0] // high, size[1] // wide))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -196,11 +199,15 @@ _OWN: dict[type[nn.Module], type[nn.Module]] = {
 _ORIGINAL = {own: original for original, own in _OWN.items()}
 
 
+def _become(module: Any, kind: type[nn.Module]) -> None:
+    module.__class__ = kind
+
+
 def separate_heads(network: nn.Module) -> None:
     """Let the attention layers of a network compute as the classes here do, in place."""
     for module in network.modules():
         if type(module) in _OWN:
-            module.__class__ = _OWN[type(module)]
+            _become(module, _OWN[type(module)])
 
 
 @contextmanager
@@ -213,7 +220,7 @@ def heads_separated(network: nn.Module) -> Iterator[None]:
     finally:
         for module, original in classes.items():
             if type(module) is not original:
-                module.__class__ = original
+                _become(module, original)
 
 
 def _projection(module: nn.Module) -> Tensor | None:
@@ -250,6 +257,6 @@ def fit_heads(module: nn.Module) -> None:
         module.n_heads = module.relative_position_bias_table.shape[1]
     kind = type(module)
     if kind in _OWN and not _whole(module):
-        module.__class__ = _OWN[kind]
+        _become(module, _OWN[kind])
     elif kind in _ORIGINAL and _whole(module):
-        module.__class__ = _ORIGINAL[kind]
+        _become(module, _ORIGINAL[kind])
