@@ -167,6 +167,10 @@ class CostModel:
         sizes = {tensor: size(tensor) for tensor in self._groups.parameters}
         return Cost(
             macs=self._groups.fixed_macs
+            + sum(
+                int((np.array(units) * ~gone.get(name, np.zeros(len(units), bool))).sum())
+                for name, units in self._groups.unit_macs.items()
+            )
             + sum(use.positions * sizes[use.tensor] for use in self._groups.uses),
             params=sum(sizes.values()),
             weights=sum(n for t, n in sizes.items() if len(self._groups.shapes[t]) >= 2),
@@ -203,6 +207,12 @@ class CostCurves:
         if kind == "macs":
             self._price = {use.tensor: use.positions for use in groups.uses}
         self._lengths = {tensor: list(groups.shapes[tensor]) for tensor in self._price}
+        # Multiply-accumulates outside layers that are gone after 0, 1, … removals.
+        self._outside = {
+            name: np.concatenate([[0], np.array(units)[np.asarray(order[name])].cumsum()])
+            for name, units in groups.unit_macs.items()
+            if kind == "macs" and name in order
+        }
         # For each cut axis of a tensor: how many entries are gone after 0, 1, … removals.
         self._cuts: dict[str, dict[str, dict[int, np.ndarray]]] = {name: {} for name in order}
         for (tensor, axis), owners in owned.items():
@@ -219,7 +229,8 @@ class CostCurves:
         ndarray
             Shape ``(C + 1,)``, non-increasing, 0 at ``removed[name]``.
         """
-        now, total = self.removed[name], np.zeros(1)
+        now = self.removed[name]
+        total = -self._outside.get(name, np.zeros(1))
         for tensor, cuts in self._cuts[name].items():
             size: np.ndarray | int = self._price[tensor]
             for axis, length in enumerate(self._lengths[tensor]):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bayesprune._modes import without_fused_attention
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.groups import ChannelGroups
+from bayesprune.layers.attention import fit_heads, separate_heads
 
 
 class Gated(nn.Module):
@@ -119,6 +120,7 @@ class GatedNetwork(nn.Module):
         self.sizes = {name: groups[name].size for name in names}
         self._gates: dict[str, Tensor] = {}
         self.network = copy.deepcopy(network)
+        separate_heads(self.network)
         readers: dict[str, dict[str, Tensor]] = {}
         for name in names:
             for slice_ in groups[name].slices:
@@ -203,4 +205,6 @@ class GatedNetwork(nn.Module):
                 if module not in folded:
                     folded[module] = module.folded(gates)
                 plain.set_submodule(path, folded[module])
+        for module in plain.modules():
+            fit_heads(module)
         return plain

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bayesprune._modes import evaluating, without_fused_attention
 from bayesprune.errors import TraceError
+from bayesprune.layers.attention import heads_separated
 
 Role = Literal["producer", "passthrough", "consumer"]
 FIXED = 0  # the id of everything that is not a removable channel
@@ -108,9 +109,12 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         Which of `shapes` are parameters.
     uses : tuple of WeightUse
     fixed_macs : int
-        Multiply-accumulates of one input outside convolutions and linear layers (attention).
+        Multiply-accumulates of one input that no group takes part in.
     frozen : dict of str to str
         Layers none of whose output channels can be removed, with the reason.
+    unit_macs : dict of str to tuple of int
+        Multiply-accumulates of one input that each unit of a group takes outside layers: what an
+        attention head spends on comparing positions. Groups without any are left out.
     """
 
     groups: dict[str, ChannelGroup]
@@ -119,6 +123,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     uses: tuple[WeightUse, ...]
     fixed_macs: int
     frozen: dict[str, str] = field(default_factory=dict)
+    unit_macs: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> ChannelGroup:
         return self.groups[name]
@@ -198,13 +203,16 @@ def trace_groups(
     outputs, macs = _run(network, inputs, tracer, ignore)
     for tensor in tensors_in(outputs):
         tracer.freeze(tensor, "reaches the output of the network")
+    _follow_training(network, inputs, tracer, ignore)
     tracer.freeze_uncut()
 
     batch = len(tensors[0])
     uses = tuple(WeightUse(name, n // batch) for name, n in tracer.positions.items())
     counted = sum(math.prod(tracer.shape(use.tensor)) * use.positions for use in uses)
     parameters = dict(network.named_parameters())
-    groups = tracer.groups()
+    groups, attended = tracer.groups()
+    unit_macs = {name: tuple(n // batch for n in units) for name, units in attended.items()}
+    counted += sum(map(sum, unit_macs.values()))
     if not groups:
         kind, frozen = type(network).__name__, list(tracer.frozen().items())
         reasons = "; ".join(f"{layer or kind}: {why}" for layer, why in frozen[:3])
@@ -221,6 +229,7 @@ def trace_groups(
         uses=uses,
         fixed_macs=max(0, macs // batch - counted),
         frozen=tracer.frozen(),
+        unit_macs=unit_macs,
     )
 
 
@@ -247,16 +256,60 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for item in value for tensor in tensors_in(item)]
 
 
-def _run(
+def _follow_training(
     network: nn.Module, inputs: tuple[Any, ...], tracer: _Tracer, ignore: Sequence[str]
+) -> None:
+    """Follow what auxiliary heads read, which run in training mode only.
+
+    What they put out themselves stays: it has no part in the network's output.
+    """
+    idle = {
+        name
+        for name, module in network.named_modules()
+        if name not in tracer.called and any(True for _ in module.parameters(recurse=False))
+    }
+    owners = set()
+    for name in idle:
+        while name and name not in tracer.called:
+            name = name.rpartition(".")[0]
+        owners.add(name)
+    if not idle:
+        return
+    counted = dict(tracer.positions), list(tracer.attended)
+    known = {slice_.tensor for slice_ in tracer.records}
+    try:
+        outputs, _ = _run(network, inputs, tracer, ignore, owners)
+    except TraceError as error:
+        # Without a loss to compute (targets, say) training mode may be out of reach altogether.
+        if tracer.module in idle:
+            raise TraceError(f"{error}. It runs in training mode only") from error
+        outputs = ()
+    for tensor in tensors_in(outputs):
+        tracer.freeze(tensor, "reaches the output of the network in training mode")
+    for slice_ in tracer.records:
+        if slice_.role == "producer" and slice_.tensor not in known:
+            tracer.freeze_ids(slice_.units, "runs in training mode only")
+    tracer.positions, tracer.attended = counted
+
+
+def _run(
+    network: nn.Module,
+    inputs: tuple[Any, ...],
+    tracer: _Tracer,
+    ignore: Sequence[str],
+    training: Collection[str] = (),
 ) -> tuple[Any, int]:
-    """Run the network under the tracer; its mode and hooks are restored."""
+    """Run the network under the tracer; its mode and hooks are restored.
+
+    Modules named in `training`, but not those inside them, run in training mode.
+    """
     calls: list[str] = []
     ignored = tuple(f"{name}." for name in ignore)
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             calls.append(name)
+            tracer.called.add(name)
             tracer.module = name
 
         return hook
@@ -273,7 +326,15 @@ def _run(
         handles += [module.register_forward_hook(leave)]
     counter = FlopCounterMode(display=False)
     try:
-        with evaluating(network), without_fused_attention(), counter, tracer:
+        with (
+            evaluating(network),
+            without_fused_attention(),
+            heads_separated(network),
+            counter,
+            tracer,
+        ):
+            for name in training:
+                network.get_submodule(name).training = True
             outputs = network(*inputs)
         return outputs, counter.get_total_flops() // 2
     except Exception as error:
@@ -294,8 +355,10 @@ class _Tracer(TorchFunctionMode):
         super().__init__()
         self.module = ""  # the innermost module that is running
         self._class = type(network).__name__
+        self.called: set[str] = set()
         self.positions: dict[str, int] = {}
         self.skipped: dict[str, str] = {}
+        self.attended: list[tuple[Tensor, int]] = []  # heads, and the MACs that each takes
         self._modules = dict(network.named_modules())
         named = [*network.named_parameters(), *network.named_buffers()]
         self._shapes = {name: tuple(tensor.shape) for name, tensor in named}
@@ -404,7 +467,8 @@ class _Tracer(TorchFunctionMode):
                 out[slice_.module] = reason or "coupled to a channel that must stay"
         return out
 
-    def groups(self) -> dict[str, ChannelGroup]:
+    def groups(self) -> tuple[dict[str, ChannelGroup], dict[str, tuple[int, ...]]]:
+        """The groups, and the MACs outside layers of those whose units take any."""
         roots = [torch.tensor([self.find(i) for i in s.units.tolist()]) for s in self.records]
         read = {
             r
@@ -450,10 +514,17 @@ class _Tracer(TorchFunctionMode):
                 units = torch.tensor([i if k == key else -1 for k, i in places])
                 slices[key].append(Slice(record.tensor, record.axis, units, record.role))
         blurred = {number[unit][0] for unit in inexact if unit in number}
-        return {
+        macs: dict[str, list[int]] = {}
+        for heads, each in self.attended:
+            for head in heads.tolist():
+                key, place = number.get(self.find(head), (-1, -1))
+                if key >= 0:
+                    macs.setdefault(names[key], [0] * sizes[key])[place] += each
+        groups = {
             name: ChannelGroup(name, sizes[key], tuple(slices[key]), key not in blurred)
             for key, name in names.items()
         }
+        return groups, {name: tuple(units) for name, units in macs.items()}
 
     # the operations ------------------------------------------------------------------------------
 
@@ -563,7 +634,10 @@ def _layer(
         ids = torch.zeros((), dtype=torch.long).expand(x.shape)
     owner = tracer._modules.get(tracer.module)
     trouble = None
-    if not isinstance(owner, nn.Linear | _Convolution) or owner.weight is not weight:
+    # Its reader of all channels is no layer that a gate could stand before.
+    packed = isinstance(owner, nn.MultiheadAttention) and owner.in_proj_weight is weight
+    layer = isinstance(owner, nn.Linear | _Convolution) and owner.weight is weight
+    if not layer and not packed:
         trouble = "whose weight is not simply a layer's parameter"
     elif name in tracer._tied:
         trouble = "whose weight several layers share"
@@ -585,6 +659,8 @@ def _layer(
     if incoming is None:
         tracer.freeze_ids(ids, f"{tracer.where} reads channels that vary over positions")
         incoming = torch.zeros(inputs, dtype=torch.long)
+    if packed:
+        tracer.freeze_ids(incoming, f"is the input of {tracer.where}, whose width is fixed")
     axes = (1, 0) if transposed else (0, 1)
     if blocks == 1:
         out = tracer.new_ids(outputs)
@@ -615,6 +691,40 @@ def _embedding(
     out = tracer.new_ids(weight.shape[1])
     tracer.record(weight, 1, out, "producer")
     tracer.set_ids(output, _spread(out, -1, output.shape))
+
+
+@_handles("scaled_dot_product_attention")
+def _attention(
+    tracer: _Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+) -> None:
+    """Heads stay apart; what they compare is one unit with what they put out."""
+    parts = [_argument(args, kwargs, i, n) for i, n in enumerate(("query", "key", "value"))]
+    mask = _argument(args, kwargs, 3, "attn_mask")
+    biased = tracer.ids(mask) is not None
+    ids = [tracer.ids(x) for x in (*parts, mask)[: 4 if biased else 3]]
+    heads = [along(x, -3) for x in ids if x is not None and x.ndim > 2]
+    vectors = [vector for vector in heads if vector is not None and len(vector) == output.shape[-3]]
+    if len(vectors) < len(ids):
+        _unknown(tracer, func, args, kwargs, output)
+        return
+    for vector in vectors[1:]:
+        tracer.unite(vectors[0], vector)
+    out = _spread(vectors[0], -3, output.shape)
+    if mask is not None and not biased:
+        _constant_operand(tracer, func, mask, out, out.ndim)
+    query, key, value = parts
+    each = output[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    tracer.attended.append((vectors[0], each // len(vectors[0])))
+    tracer.set_ids(output, out)
+
+
+@_handles("multi_head_attention_forward")
+def _whole_attention(
+    tracer: _Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
+    reason = "heads leave self-attention that is called with need_weights=False"
+    _unknown(tracer, func, args, kwargs, output, f"where all stay: {reason}")
+    tracer.skipped[tracer.where] = f"runs {func.__name__} and keeps all heads: {reason}"
 
 
 @_handles("batch_norm", "instance_norm")
@@ -788,7 +898,7 @@ def _movement(
     if len(varying) > 1 and sum(size > 1 for size in compact(ids).shape) == 1:
         # One channel dimension split into several: one of them follows the removal, the one given
         # as -1 or else the last, and what lies along the others belongs to one unit.
-        inferred = _inferred(name, args[1:])
+        inferred = _inferred(name, args[1:], ids.ndim)
         for dim in varying:
             if dim != (inferred if inferred in varying else varying[-1]):
                 first = small.narrow(dim, 0, 1)
@@ -797,12 +907,12 @@ def _movement(
     tracer.set_ids(output, small.expand(moved.shape))
 
 
-def _inferred(name: str, args: tuple[Any, ...]) -> int | None:
+def _inferred(name: str, args: tuple[Any, ...], ndim: int) -> int | None:
     """The dimension whose size a view leaves open, as -1."""
     first, *sizes = args if name == "unflatten" else (0, *args)
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
         sizes = list(sizes[0])
-    return first + sizes.index(-1) if -1 in sizes and first >= 0 else None
+    return first % ndim + sizes.index(-1) if -1 in sizes else None
 
 
 @_handles("chunk", "tensor_split", "split", "split_with_sizes", "unbind", "__getitem__", "narrow")

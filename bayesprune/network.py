@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.estimators import switch_site
 from bayesprune.gating import GatedNetwork
-from bayesprune.groups import ChannelGroups
+from bayesprune.groups import ChannelGroups, tensors_in
 from bayesprune.switches import Switch
 
 Likelihood = Callable[[Any], TorchDistributionMixin]
@@ -163,7 +163,7 @@ class SwitchedNetwork(PyroModule):
                 "likelihood: expected one distribution per example, batch shape (N,), got batch "
                 f"shape {tuple(likelihood.batch_shape)}; .to_event(...) joins dimensions"
             )
-        batch = torch.arange(*likelihood.batch_shape, device=output.device)
+        batch = torch.arange(*likelihood.batch_shape, device=tensors_in(output)[0].device)
         with pyro.plate("data", self.num_data, subsample=batch):
             pyro.sample("targets", likelihood, obs=targets)
         return output

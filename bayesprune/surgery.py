@@ -12,6 +12,7 @@ from bayesprune._modes import evaluating
 from bayesprune.errors import PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups, tensors_in, trace_groups
+from bayesprune.layers.attention import fit_heads
 from bayesprune.selection import Kept, PruningPlan
 
 
@@ -84,7 +85,6 @@ def _smaller(network: nn.Module, groups: ChannelGroups, kept: Kept) -> nn.Module
     shared: dict[int, list[str]] = {}
     for path, tensor in tensors.items():
         shared.setdefault(id(tensor), []).append(path)
-    touched = set()
     for path in {tensor for tensor, _ in keep}:
         old = tensors[path]
         new = old.detach()
@@ -95,10 +95,8 @@ def _smaller(network: nn.Module, groups: ChannelGroups, kept: Kept) -> nn.Module
             new = nn.Parameter(new.clone(), requires_grad=old.requires_grad)
         for alias in shared[id(old)]:
             owner, _, attribute = alias.rpartition(".")
-            module = network.get_submodule(owner)
-            setattr(module, attribute, new)
-            touched.add(module)
-    for module in touched:
+            setattr(network.get_submodule(owner), attribute, new)
+    for module in network.modules():
         resize(module)
     return network
 
@@ -121,17 +119,19 @@ def resize(module: nn.Module) -> None:
         for tensor in (module.weight, module.running_mean):
             if tensor is not None:
                 module.num_features = len(tensor)
-    elif isinstance(module, nn.GroupNorm):
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         per_block = module.num_channels // module.num_groups
         blocks = module.num_groups
         module.num_channels = len(module.weight)
         module.num_groups = module.num_channels // per_block if blocks > 1 else 1
-    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    else:
+        fit_heads(module)
 
 
 def _trouble(

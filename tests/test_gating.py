@@ -229,11 +229,12 @@ def test_the_fused_encoder_layer_does_not_pass_by_the_gates(grad: bool) -> None:
     network = nn.Sequential(layer, nn.Linear(8, 2)).eval().requires_grad_(False)
     x = torch.randn(3, 4, 8)
     groups = trace_groups(network, x)
-    assert groups.sizes == {"0.linear1": 6}
-    gated, gate = GatedNetwork(network, groups), torch.rand(6, requires_grad=True)
+    assert groups.sizes == {"0.self_attn": 2, "0.linear1": 6}
+    gated = GatedNetwork(network, groups)
+    gates = {name: torch.rand(size, requires_grad=True) for name, size in groups.sizes.items()}
     with torch.set_grad_enabled(grad):
-        found = gated(x, {"0.linear1": gate})
-        torch.testing.assert_close(found, gated.fold({"0.linear1": gate})(x))
+        found = gated(x, gates)
+        torch.testing.assert_close(found, gated.fold(gates)(x))
     assert not torch.allclose(found, network(x))
     assert found.requires_grad == grad
 

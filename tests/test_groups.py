@@ -322,6 +322,38 @@ def test_ignore_reaches_what_is_coupled() -> None:
     assert groups.frozen["a"]
 
 
+def auxiliary(size: int = 1, needs_targets: bool = False) -> nn.Module:
+    """A classifier with a second head that runs in training mode only."""
+
+    def forward(self, x):
+        if self.training and needs_targets:
+            raise ValueError("targets expected")
+        x = F.relu(self.a(x))
+        out = self.c(F.relu(self.b(x)))
+        return (out, self.aux(x)) if self.training else out
+
+    aux = nn.Sequential(nn.Conv2d(6, 5, size), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    layers = {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(6, 5, 1), "c": nn.Conv2d(5, 2, 1)}
+    return Forward(forward, aux=aux, **layers)
+
+
+def test_heads_that_only_train_follow_what_they_read() -> None:
+    network, x = auxiliary(), torch.randn(2, 3, 4, 4)
+    groups = trace_groups(network, x)
+    assert groups.sizes == {"a": 6, "b": 5}
+    assert groups["a"].modules("consumer") == ["b", "aux.0"]
+    assert groups.frozen["aux.0"] == "runs in training mode only"
+    assert CostModel(groups)({}) == cost(network, x)
+
+
+def test_heads_that_cannot_run_are_named() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(TraceError, match=r"^aux\.0: .*\(\(2, 3, 4, 4\)\).* in training mode only"):
+        trace_groups(auxiliary(size=9), x)
+    # Training mode that needs more than inputs is left alone.
+    assert trace_groups(auxiliary(needs_targets=True), x).sizes == {"a": 6, "b": 5}
+
+
 def assert_same(groups: ChannelGroups, others: ChannelGroups) -> None:
     assert groups.sizes == others.sizes
     assert all(slices(groups, name) == slices(others, name) for name in groups)

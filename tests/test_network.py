@@ -360,3 +360,20 @@ def test_global_parameters_are_refused(network, groups):
         pytest.raises(ConfigError, match="module_local_params"),
     ):
         bp.SwitchedNetwork(network, groups, Dirichlet(), num_data=10)
+
+
+def test_a_network_may_put_out_several_things_given_a_likelihood(images, labels):
+    class Both(DigitsNet):
+        def forward(self, x):
+            logits = super().forward(x)
+            return {"logits": logits, "largest": logits.max(-1).values}
+
+    network = Both(WIDTHS)
+    switched = bp.SwitchedNetwork(
+        network,
+        bp.trace_groups(network, images),
+        Dirichlet(),
+        num_data=100,
+        likelihood=lambda out: dist.Categorical(logits=out["logits"]),
+    )
+    assert loss_of(switched, images, labels) > 0

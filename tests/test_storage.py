@@ -202,3 +202,15 @@ def test_damaged_files(tmp_path, pruned, damage):
         save_file({"x": torch.ones(1)}, file)
     with pytest.raises(CheckpointError, match=r"s\.safetensors"):
         bp.load_pruned(file, bp.models.create("resnet20"))
+
+
+def test_norms_without_parameters(tmp_path):
+    def build():
+        norms = nn.LayerNorm(4, elementwise_affine=False), nn.GroupNorm(2, 4, affine=False)
+        return nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), *norms)
+
+    x = torch.randn(2, 3)
+    plan = bp.PruningPlan({"0": [0, 4]}, {"0": 6})
+    small = bp.remove_channels(build(), plan, x)
+    bp.save_pruned(tmp_path / "s.safetensors", small, plan)
+    assert torch.equal(bp.load_pruned(tmp_path / "s.safetensors", build())(x), small(x))

@@ -612,7 +612,7 @@ FOUND = {
     "u_net": {"down1.0": 6, "down2.0": 8, "bottom.0": 10, "up2.0": 8, "rise": 5, "up1.0": 6},
     "tokens": {"embedding": 8, "mlp.0": 12},
     "mixer": {"tokens.0": 10, "channels.0": 12},
-    "attention": {"encoder.linear1": 12},
+    "attention": {"encoder.self_attn": 2, "encoder.linear1": 12},
     "normalized_features": {"stem.0": 8, "left.0": 4, "conv2": 7, "right.0": 4},
     "norms_without_parameters": {"3": 6, "6": 8},
     "written_in_place": {"last1.0": 5, "last2.0": 6},
