@@ -12,7 +12,7 @@ from torch import nn
 
 from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import CheckpointError
-from bayesprune.selection import PruningPlan
+from bayesprune.plan import PruningPlan
 from bayesprune.surgery import resize
 
 _FORMAT = "bayesprune-pruned-1"

@@ -12,7 +12,7 @@ from bayesprune._modes import evaluating
 from bayesprune.errors import PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups, tensors_in, trace_groups
-from bayesprune.selection import Kept, PruningPlan
+from bayesprune.plan import Kept, PruningPlan
 
 
 def remove_channels(

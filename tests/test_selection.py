@@ -13,12 +13,13 @@ from bayesprune import models
 from bayesprune.cost import Cost, CostModel, cost
 from bayesprune.errors import BudgetError, CheckpointError, ConfigError, DataError, PlanError
 from bayesprune.groups import ChannelGroups, trace_groups
+from bayesprune.plan import PruningPlan
 from bayesprune.selection import (
     Budget,
     ChannelScores,
+    Context,
     KeepFraction,
     Probability,
-    PruningPlan,
     Rule,
     Threshold,
     TopK,
@@ -166,6 +167,8 @@ def test_at_least_the_minimum_stays(rule, minimum, scores, groups) -> None:
         lambda: Probability(0.1, 1.0),
         lambda: Budget(),
         lambda: Budget(macs=0.5, params=0.5),
+        lambda: Budget(macs=0.5, latency_ms=0.5),
+        lambda: Budget(latency_ms=0.0),
         lambda: Budget(macs=0.0),
         lambda: Budget(params=-3),
         lambda: Budget(macs=math.nan),
@@ -189,8 +192,13 @@ def test_select_refuses_what_does_not_fit(scores, groups) -> None:
         select(hand_made(fc7=[1.0, 2.0]), TopK(1), groups=groups)
     with pytest.raises(PlanError, match="0: scores for 2 channels, network has 5"):
         select(hand_made(_0=[1.0, 2.0]), TopK(1), groups=groups)
-    with pytest.raises(PlanError, match="both network and loader"):
-        select(scores, Budget(macs=0.5), groups=groups, network=mlp(4, 5, 3, 2))
+    network, x = mlp(4, 5, 3, 2), torch.randn(1, 4)
+    for some in ({"network": network}, {"loader": []}, {"example_input": x}):
+        with pytest.raises(PlanError, match="give network together with loader"):
+            select(scores, Budget(macs=0.5), groups=groups, **some)
+    for some in ({}, {"network": network, "loader": []}):
+        with pytest.raises(PlanError, match="latency_ms is measured; expected network and example"):
+            select(scores, Budget(latency_ms=5), groups=groups, **some)
     with pytest.raises(ConfigError, match="minimum"):
         select(scores, TopK(1), groups=groups, minimum=0)
 
@@ -209,8 +217,9 @@ def test_groups_without_scores_stay_whole(groups) -> None:
 
 @pytest.mark.parametrize("rule", [TopK(1), TopK({"0": 2, "2": 1}), KeepFraction(0.3)])
 def test_rounds_go_down_to_the_rule_geometrically(rule, groups) -> None:
-    widths = [rule.at(i / 3, groups).counts(groups) for i in (1, 2, 3)]
-    assert widths[-1] == rule.counts(groups)
+    context = Context(groups)
+    widths = [rule.at(i / 3, context).counts(context) for i in (1, 2, 3)]
+    assert widths[-1] == rule.counts(context)
     for name, size in groups.sizes.items():
         path = [size, *(w[name] for w in widths)]
         assert all(a >= b >= 1 for a, b in itertools.pairwise(path))
@@ -220,11 +229,11 @@ def test_rounds_go_down_to_the_rule_geometrically(rule, groups) -> None:
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
 def test_budgets_of_rounds_go_down_geometrically(kind, groups) -> None:
-    dense = CostModel(groups)({})
-    whole, rule = getattr(dense, kind), Budget(**{kind: 0.25})
-    limits = [rule.at(progress, groups).limit(dense) for progress in (0.5, 1.0)]
+    context = Context(groups)
+    whole, rule = getattr(CostModel(groups)({}), kind), Budget(**{kind: 0.25})
+    limits = [rule.at(progress, context).limit(context) for progress in (0.5, 1.0)]
     assert limits == pytest.approx([0.5 * whole, 0.25 * whole])
-    counts = rule.counts(groups)
+    counts = rule.counts(context)
     kept = {name: range(int(count)) for name, count in counts.items()}
     assert getattr(CostModel(groups)(kept), kind) <= 0.25 * whole
 
@@ -280,11 +289,11 @@ def test_a_budget_that_the_network_meets_removes_nothing(budgeted, measured) -> 
 def test_an_impossible_budget_names_the_smallest_network(groups, scores) -> None:
     smallest = CostModel(groups)({"0": [0], "2": [0]})
     assert smallest.params == 5 + 2 + 4
-    with pytest.raises(BudgetError, match=r"params of at most 10 .*1 channel\(s\).* has 11"):
+    with pytest.raises(BudgetError, match=r"params of at most 10 .*\(one unit per group\) has 11"):
         select(scores, Budget(params=10), groups=groups)
     plan = select(scores, Budget(params=11), groups=groups)
     assert plan.kept == {"0": [2], "2": [0]}
-    with pytest.raises(BudgetError, match=r"at least 2 channel"):
+    with pytest.raises(BudgetError, match=r"\(0 at least 2, 2 at least 2\) has 22"):
         select(scores, Budget(params=11), groups=groups, minimum=2)
 
 
