@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayesprune.cost import CostModel, Price, latency
+from bayesprune.cost import CostModel, Price
 from bayesprune.errors import BudgetError, ConfigError, DataError, PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
@@ -76,8 +76,8 @@ class Context:
         Held-out batches ``(inputs, targets)``.
     examples : int
         How many held-out examples to measure the loss on.
-    measure : callable
-        ``(network, example_input)`` to milliseconds.
+    measure : callable, optional
+        ``(network, example_input)`` to milliseconds, for `LatencyModel`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Context:
         example_input: Tensor | tuple[Any, ...] | None = None,
         loader: Iterable[Any] | None = None,
         examples: int = 2048,
-        measure: Callable[[nn.Module, Any], float] = latency,
+        measure: Callable[[nn.Module, Any], float] | None = None,
     ) -> None:
         self.groups = groups
         self.limits = limits or Limits()
@@ -386,6 +386,8 @@ class Budget(Rule):
     def note(self, kept: Kept, context: Context) -> str | None:
         price, limit = self.price(context), self.limit(context)
         spent, predicted = price.actual(kept), price(kept)
+        if spent >= (1 - _TOLERANCE) * limit:
+            return None
         steps = []
         for name, units in kept.items():
             width = context.fit(name, len(units) + 1)
@@ -393,7 +395,7 @@ class Budget(Rule):
                 rest = sorted(set(range(context.groups[name].size)) - set(units))
                 more = {**kept, name: units + rest[: width - len(units)]}
                 steps.append((price(more) - predicted, name, width))
-        if not steps or spent >= (1 - _TOLERANCE) * limit:
+        if not steps:
             return None
         shown = [
             f"{name} {len(kept[name])} to {width} units (+{_number(extra)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from bayesprune.surgery import remove_channels
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of every group; the last is the smallest network
 MIXTURES = 12  # networks in which each group has a width of its own
-NOISE = 0.02  # standard deviation of a measurement, as a fraction of it
-SPREAD = 0.5  # standard deviation of a layer's rate around the network's rate, as a fraction of it
+NOISE = 0.01  # standard deviation of a measurement, as a fraction of it
+SECONDS = 1.0  # for how long a network is timed, in turn with the dense one, …
+ROUNDS = (15, 60)  # … but at least and at most so many times
+SPREAD = 1.0  # standard deviation of a layer's rate around the network's rate, as a fraction of it
 
 
 class LatencyModel(Price):
@@ -25,13 +28,16 @@ class LatencyModel(Price):
 
     .. math:: t = c + \sum_l \alpha_l \, \mathrm{MACs}_l + \beta_l \, \mathrm{outputs}_l
 
-    Seventeen networks are built and timed: all groups cut to the same fraction, and mixtures in
+    A few networks are built and timed: all groups cut to the same fraction, and mixtures in
     which every group keeps a random number of units, so that each measurement says something about
     every layer. First the rates that all layers share are fitted by non-negative least squares:
     time per call, per multiply-accumulate, per output and per weight. Then each layer gets rates of
     its own, again non-negative, that are pulled towards the shared ones as a Gaussian prior would
-    (standard deviation 50%, of a measurement 2%): a layer that the measurements say nothing about
+    (standard deviation 100%, of a measurement 1%): a layer that the measurements say nothing about
     keeps the shared rates.
+
+    Every network is timed in turn with the dense one, and its time is the median ratio times what
+    the dense network takes: other work on the machine, or its clock, slows both.
 
     Parameters
     ----------
@@ -43,8 +49,13 @@ class LatencyModel(Price):
         What is timed, on the network's device.
     limits : Limits, optional
         Only widths that they allow are measured.
-    measure : callable
-        ``(network, example_input)`` to milliseconds.
+    measure : callable, optional
+        ``(network, example_input)`` to milliseconds; by default of one call.
+
+    Attributes
+    ----------
+    dense_ms : float
+        Time of the dense network: the median over all measurements of the fit.
 
     Raises
     ------
@@ -58,11 +69,13 @@ class LatencyModel(Price):
         groups: ChannelGroups,
         example_input: Tensor | tuple[Any, ...],
         limits: Limits | None = None,
-        measure: Callable[[nn.Module, Any], float] = latency,
+        measure: Callable[[nn.Module, Any], float] | None = None,
     ) -> None:
         self._network, self._groups, self._example = network, groups, example_input
-        self._measure = measure
-        self._measured: dict[tuple[tuple[str, int], ...], float] = {}
+        self._measure = measure or partial(latency, repeats=1, warmup=0)
+        self._ratios: dict[tuple[tuple[str, int], ...], float] = {}
+        self._measure(network, example_input)  # the first call warms up
+        self._dense = [self._measure(network, example_input)]
         products = [
             Term(use.tensor, tuple(range(len(groups.shapes[use.tensor]))), use.positions)
             for use in groups.uses
@@ -70,7 +83,9 @@ class LatencyModel(Price):
         outputs = [Term(use.tensor, (0,), use.positions) for use in groups.uses]
         super().__init__(groups, products + outputs)
         plans = _plans(groups, limits or Limits())
-        times = np.array([self.actual(kept) for kept in plans])
+        ratios = [self._ratio(kept) for kept in plans]
+        self.dense_ms = float(np.median(self._dense))
+        times = self.dense_ms * np.array(ratios)
         work = np.array([self.parts(kept) for kept in plans])  # a column for each term
         weights = np.array([CostModel(groups).weights(kept) for kept in plans])
 
@@ -100,13 +115,24 @@ class LatencyModel(Price):
 
     def actual(self, kept: Mapping[str, Sequence[int]]) -> float:
         """Measured milliseconds of the network with these units; each network is measured once."""
+        return self.dense_ms * self._ratio(kept)
+
+    def _ratio(self, kept: Mapping[str, Sequence[int]]) -> float:
+        """Time of the network with these units over that of the dense network."""
         key = tuple(sorted((n, len(k)) for n, k in kept.items() if len(k) < self._groups[n].size))
-        if key not in self._measured:
+        if not key:
+            return 1.0
+        if key not in self._ratios:
             units = {name: list(kept[name]) for name, _ in key}
             plan = PruningPlan(units, {name: self._groups[name].size for name in units})
             small = remove_channels(self._network, plan, self._example)
-            self._measured[key] = self._measure(small, self._example)
-        return self._measured[key]
+            self._measure(small, self._example)
+            pairs = []
+            for _ in range(int(np.clip(1000 * SECONDS / self._dense[0], *ROUNDS))):
+                self._dense.append(self._measure(self._network, self._example))
+                pairs.append(self._measure(small, self._example) / self._dense[-1])
+            self._ratios[key] = float(np.median(pairs))
+        return self._ratios[key]
 
 
 def _plans(groups: ChannelGroups, limits: Limits) -> list[Kept]:
