@@ -359,24 +359,25 @@ class Budget(Rule):
     def select(self, scores: ChannelScores, context: Context) -> Kept:
         price, limit = self.price(context), self.limit(context)
         allocation = _Allocation(scores, context, price, self.step)
-        best = smallest = allocation.smallest()
-        spent = price.actual(smallest)
-        if spent > limit:
-            raise BudgetError(self._refusal(smallest, spent, limit, context))
+        smallest = allocation.smallest()
+        least = price.actual(smallest)
+        if least > limit:
+            raise BudgetError(self._refusal(smallest, least, limit, context))
+        best, spent = smallest, 0.0  # a measurement may find the smallest not the fastest
         # What the model of the cost may come to, and between which values the limit is reached.
         aim, low, high = limit, price(smallest), math.inf
         for _ in range(_TRIES):
             kept = allocation(aim)
             predicted, actual = price(kept), price.actual(kept)
             if actual <= limit:
+                used = actual >= (1 - _TOLERANCE) * limit
+                if used or actual == predicted or allocation.is_whole(kept):
+                    return kept
                 low = max(low, aim)
                 if actual >= spent:
                     best, spent = kept, actual
             else:
                 high = min(high, aim)
-            whole = actual <= limit and allocation.is_whole(kept)
-            if whole or actual == predicted or (1 - _TOLERANCE) * limit <= actual <= limit:
-                break
             # The middle of what is tolerated, with the model's error as it was just now.
             aim = (1 - _TOLERANCE / 2) * limit * predicted / actual
             if not low < aim < high:

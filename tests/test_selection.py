@@ -646,6 +646,17 @@ def test_the_number_of_units_for_a_latency_is_known_beforehand() -> None:
     assert max(counts.values()) - min(counts.values()) < 1e-6
 
 
+def test_what_meets_the_budget_stays_even_if_the_smallest_network_is_slower() -> None:
+    network, x, groups = timed(16, 32, 32, 8)
+
+    def odd(network: nn.Module, example: Tensor) -> float:
+        return 2.0 if len(network[0].weight) == 1 else 1.0
+
+    context = Context(groups, network=network, example_input=x, measure=odd)
+    kept = Budget(latency_ms=10).select(random_scores(groups), context)
+    assert {name: len(units) for name, units in kept.items()} == groups.sizes
+
+
 def test_real_latency() -> None:
     network, x, groups = timed(16, 32, 32, 8)
     scores = random_scores(groups)
