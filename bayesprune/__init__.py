@@ -11,13 +11,13 @@ from bayesprune.experiment import Run, load_run, run_experiment
 from bayesprune.export import export_onnx, export_program
 from bayesprune.groups import ChannelGroup, ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
+from bayesprune.plan import Limits, PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.selection import (
     Budget,
     ChannelScores,
     KeepFraction,
     Probability,
-    PruningPlan,
     Threshold,
     TopK,
     select,
@@ -25,6 +25,7 @@ from bayesprune.selection import (
 from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
+from bayesprune.timing import LatencyModel
 from bayesprune.training import Distillation, TrainConfig, evaluate, train_network
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "Distillation",
     "Implicit",
     "KeepFraction",
+    "LatencyModel",
+    "Limits",
     "Probability",
     "PruningPlan",
     "Run",

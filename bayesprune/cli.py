@@ -101,6 +101,8 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
             f"{row['latency_ms']:.3g} ms",
         )
     Console().print(table)
+    if run.plan.note:
+        print(run.plan.note)
     print(f"report: {out / 'report.html'}")
 
 

@@ -16,6 +16,7 @@ from bayesprune.criteria import Criterion
 from bayesprune.datasets import DataConfig
 from bayesprune.errors import ConfigError
 from bayesprune.estimators import AnalyticMean, Estimator
+from bayesprune.plan import Limits
 from bayesprune.selection import Rule
 from bayesprune.switches import Switch
 from bayesprune.training import FabricConfig, TrainConfig
@@ -71,6 +72,8 @@ class RunConfig:
     rounds : int
         How often to fit, select, remove and fine-tune; budgets and counts are approached
         geometrically.
+    limits : Limits
+        `minimum`, `round_to` and `protect`: how many channels each group may keep.
     fabric : FabricConfig
     """
 
@@ -85,6 +88,7 @@ class RunConfig:
     fit: FitConfig = field(default_factory=FitConfig)
     finetune: TrainConfig = field(default_factory=TrainConfig)
     rounds: int = 1
+    limits: Limits = field(default_factory=Limits)
     fabric: FabricConfig = field(default_factory=FabricConfig)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -132,62 +132,110 @@ def _as_tuple(example_input: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (example_input,) if isinstance(example_input, Tensor) else example_input
 
 
+class Term(NamedTuple):
+    """A price for each entry of a tensor along some of its axes."""
+
+    tensor: str
+    axes: tuple[int, ...]
+    price: float
+
+
+class Price:
+    """A cost that is a constant plus a sum of terms: what a budget limits.
+
+    MACs, parameters and latency differ in their terms and in nothing else that an allocation needs.
+
+    Parameters
+    ----------
+    groups : ChannelGroups
+    terms : sequence of Term
+    constant : float
+    """
+
+    def __init__(self, groups: ChannelGroups, terms: Sequence[Term], constant: float = 0) -> None:
+        self.terms = tuple(terms)
+        self.constant = constant
+        self._lengths = _Lengths(groups)
+
+    def __call__(self, kept: Mapping[str, Iterable[int]]) -> float:
+        """Predicted cost when the groups in `kept` keep these units and all others are whole."""
+        return self.constant + sum(self.parts(kept))
+
+    def parts(self, kept: Mapping[str, Iterable[int]]) -> list[float]:
+        """What each term contributes to that."""
+        lengths = self._lengths(kept)
+        return [t.price * math.prod(lengths[t.tensor][a] for a in t.axes) for t in self.terms]
+
+    def actual(self, kept: Mapping[str, Sequence[int]]) -> float:
+        """What the pruned network really costs; a measured cost is measured here."""
+        return self(kept)
+
+    def curves(self, order: Mapping[str, Sequence[int]]) -> CostCurves:
+        """The cost while groups lose units in a given order, a permutation of each group's units.
+
+        Much faster than one call per number of units.
+        """
+        return CostCurves(self.terms, self._lengths, order)
+
+
 class CostModel:
     """The cost of a network from the units that its groups keep, without building it.
 
     Parameters
     ----------
     groups : ChannelGroups
+
+    Attributes
+    ----------
+    macs, params, weights : Price
     """
 
     def __init__(self, groups: ChannelGroups) -> None:
-        self._groups = groups
-        # For each cut axis of a tensor: how many of its entries each unit of a group owns.
-        self._owned: dict[tuple[str, int], list[tuple[str, np.ndarray]]] = {}
-        for name, group in groups.items():
-            for slice_ in group.slices:
-                counts = np.bincount(slice_.units.numpy() + 1, minlength=group.size + 1)[1:]
-                self._owned.setdefault((slice_.tensor, slice_.axis), []).append((name, counts))
+        axes = {tensor: tuple(range(len(shape))) for tensor, shape in groups.shapes.items()}
+        entries = [Term(tensor, axes[tensor], 1) for tensor in groups.parameters]
+        products = [Term(use.tensor, axes[use.tensor], use.positions) for use in groups.uses]
+        products += [Term(name, (0,), 1) for name in groups.unit_macs]
+        self.macs = Price(groups, products, groups.fixed_macs)
+        self.params = Price(groups, entries)
+        self.weights = Price(groups, [term for term in entries if len(term.axes) >= 2])
 
-    def __call__(self, kept: Mapping[str, Iterable[int]]) -> Cost:
+    def __call__(self, kept: Mapping[str, Sequence[int]]) -> Cost:
         """Cost when the groups in `kept` keep these units and all others are whole."""
-        gone = {}
+        prices = (self.macs, self.params, self.weights)
+        return Cost(*(int(price(kept)) for price in prices))
+
+
+class _Lengths:
+    """The lengths of tensors from the units that groups keep."""
+
+    def __init__(self, groups: ChannelGroups) -> None:
+        self.sizes = groups.sizes
+        self.whole = {tensor: list(shape) for tensor, shape in groups.shapes.items()}
+        # For each group: how many entries along an axis of a tensor each of its units owns.
+        self.owned: dict[str, list[tuple[str, int, np.ndarray]]] = {}
+        for name, group in groups.items():
+            self.owned[name] = [
+                (s.tensor, s.axis, np.bincount(s.units.numpy() + 1, minlength=group.size + 1)[1:])
+                for s in group.slices
+            ]
+        # What a unit multiplies outside layers counts as a tensor named like its group, of as many
+        # entries as there are multiply-accumulates.
+        for name, macs in groups.unit_macs.items():
+            self.whole[name] = [sum(macs)]
+            self.owned[name].append((name, 0, np.array(macs)))
+
+    def __call__(self, kept: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:
+        lengths = {tensor: list(whole) for tensor, whole in self.whole.items()}
         for name, units in kept.items():
-            gone[name] = np.ones(self._groups[name].size, dtype=bool)
-            gone[name][np.fromiter(units, dtype=int)] = False
-
-        def size(tensor: str) -> int:
-            lengths = list(self._groups.shapes[tensor])
-            for axis in range(len(lengths)):
-                for name, counts in self._owned.get((tensor, axis), ()):
-                    if name in gone:
-                        lengths[axis] -= int(counts[gone[name]].sum())
-            return math.prod(lengths)
-
-        sizes = {tensor: size(tensor) for tensor in self._groups.parameters}
-        return Cost(
-            macs=self._groups.fixed_macs
-            + sum(
-                int((np.array(units) * ~gone.get(name, np.zeros(len(units), bool))).sum())
-                for name, units in self._groups.unit_macs.items()
-            )
-            + sum(use.positions * sizes[use.tensor] for use in self._groups.uses),
-            params=sum(sizes.values()),
-            weights=sum(n for t, n in sizes.items() if len(self._groups.shapes[t]) >= 2),
-        )
-
-    def curves(
-        self, kind: Literal["macs", "params"], order: Mapping[str, Sequence[int]]
-    ) -> CostCurves:
-        """The cost while groups lose units in a given order, a permutation of each group's units.
-
-        Much faster than one call per number of units.
-        """
-        return CostCurves(self._groups, self._owned, kind, order)
+            gone = np.ones(self.sizes[name], dtype=bool)
+            gone[np.fromiter(units, dtype=int)] = False
+            for tensor, axis, counts in self.owned[name]:
+                lengths[tensor][axis] -= int(counts[gone].sum())
+        return lengths
 
 
 class CostCurves:
-    """What it saves to remove more units of a group or fewer; made by `CostModel.curves`.
+    """What it saves to remove more units of a group or fewer; made by `Price.curves`.
 
     Attributes
     ----------
@@ -196,30 +244,22 @@ class CostCurves:
     """
 
     def __init__(
-        self,
-        groups: ChannelGroups,
-        owned: Mapping[tuple[str, int], list[tuple[str, np.ndarray]]],
-        kind: Literal["macs", "params"],
-        order: Mapping[str, Sequence[int]],
+        self, terms: Sequence[Term], lengths: _Lengths, order: Mapping[str, Sequence[int]]
     ) -> None:
         self.removed = dict.fromkeys(order, 0)
-        self._price = dict.fromkeys(groups.parameters, 1)
-        if kind == "macs":
-            self._price = {use.tensor: use.positions for use in groups.uses}
-        self._lengths = {tensor: list(groups.shapes[tensor]) for tensor in self._price}
-        # Multiply-accumulates outside layers that are gone after 0, 1, … removals.
-        self._outside = {
-            name: np.concatenate([[0], np.array(units)[np.asarray(order[name])].cumsum()])
-            for name, units in groups.unit_macs.items()
-            if kind == "macs" and name in order
-        }
+        self._sizes = {name: len(units) for name, units in order.items()}
+        self._lengths = lengths({})
+        self._terms: dict[str, list[Term]] = {}
+        for term in terms:
+            self._terms.setdefault(term.tensor, []).append(term)
         # For each cut axis of a tensor: how many entries are gone after 0, 1, … removals.
-        self._cuts: dict[str, dict[str, dict[int, np.ndarray]]] = {name: {} for name in order}
-        for (tensor, axis), owners in owned.items():
-            for name, counts in owners:
-                if tensor in self._price and name in order:
-                    gone = np.concatenate([[0], counts[np.asarray(order[name])].cumsum()])
-                    self._cuts[name].setdefault(tensor, {})[axis] = gone
+        self._cuts: dict[str, dict[str, dict[int, np.ndarray]]] = {}
+        for name, units in order.items():
+            cuts = self._cuts[name] = {}
+            for tensor, axis, counts in lengths.owned[name]:
+                if tensor in self._terms:
+                    gone = np.concatenate([[0], counts[np.asarray(units)].cumsum()])
+                    cuts.setdefault(tensor, {})[axis] = gone
 
     def __call__(self, name: str) -> np.ndarray:
         """Cost with 0, 1, …, C units removed from a group, minus the cost now.
@@ -229,13 +269,14 @@ class CostCurves:
         ndarray
             Shape ``(C + 1,)``, non-increasing, 0 at ``removed[name]``.
         """
-        now = self.removed[name]
-        total = -self._outside.get(name, np.zeros(1))
+        now, total = self.removed[name], np.zeros(self._sizes[name] + 1)
         for tensor, cuts in self._cuts[name].items():
-            size: np.ndarray | int = self._price[tensor]
-            for axis, length in enumerate(self._lengths[tensor]):
-                size = size * (length + cuts[axis][now] - cuts[axis] if axis in cuts else length)
-            total = total + size
+            left = [
+                length + cuts[axis][now] - cuts[axis] if axis in cuts else length
+                for axis, length in enumerate(self._lengths[tensor])
+            ]
+            for term in self._terms[tensor]:
+                total = total + math.prod((left[axis] for axis in term.axes), start=term.price)
         return total - total[now]
 
     def set(self, name: str, count: int) -> None:

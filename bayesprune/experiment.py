@@ -28,9 +28,10 @@ from bayesprune.datasets import Data
 from bayesprune.errors import CheckpointError, ConfigError, DataError
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
+from bayesprune.plan import PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.reporting import ReportData, write_card, write_report
-from bayesprune.selection import PruningPlan, Rule, select
+from bayesprune.selection import Context, Rule, select
 from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
@@ -260,11 +261,13 @@ def _rounds(
 ) -> tuple[nn.Module, PruningPlan, SwitchPosterior | None]:
     example = fabric.to_device(data.example_input)
     original = trace_groups(dense, example)
+    config.limits.check(original)
+    context = Context(original, config.limits, network=dense, example_input=example)
     network, posterior = dense, None
     plan = PruningPlan({n: list(range(s)) for n, s in original.sizes.items()}, original.sizes)
     for number in range(1, config.rounds + 1):
         suffix = "" if config.rounds == 1 else f"-{number}"
-        rule = config.select.at(number / config.rounds, original)
+        rule = config.select.at(number / config.rounds, context)
         groups = trace_groups(network, example)
         file = folder / f"state/plan{suffix}.json"
         channels = {name: torch.tensor(kept) for name, kept in plan.kept.items()}
@@ -279,7 +282,15 @@ def _rounds(
             started = time.perf_counter()
             if evidence is config.method:
                 evidence = config.method.scores(network, groups, data.train_plain)
-            step = select(evidence, rule, groups=groups, network=network, loader=data.validation)
+            step = select(
+                evidence,
+                rule,
+                groups=groups,
+                network=network,
+                loader=data.validation,
+                example_input=example,
+                **asdict(config.limits),
+            )
             step.save(file)
             seconds = round(time.perf_counter() - started, 2)
             folder.note(f"seconds/select{suffix}", lambda value=seconds: value)
@@ -307,12 +318,15 @@ def _fit(
     assert isinstance(config.method, Switch)
     settings = config.fit
     file = folder.state(f"posterior{suffix}")
+    example = fabric.to_device(data.example_input)
+    context = Context(groups, config.limits, network=network, example_input=example)
     switched = SwitchedNetwork(
         network,
         groups,
         config.method,
         num_data=data.num_train,
-        keep=rule.counts(groups),
+        # Noted, because latency is never measured the same twice.
+        keep=folder.note(f"keep{suffix}", partial(rule.counts, context)),
         train_weights=settings.train_weights,
     )
 

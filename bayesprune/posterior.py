@@ -19,7 +19,8 @@ from torch import Tensor
 
 from bayesprune.checkpoint import load_state, save_state
 from bayesprune.errors import CheckpointError, PlanError
-from bayesprune.selection import ChannelScores, PruningPlan
+from bayesprune.plan import PruningPlan
+from bayesprune.selection import ChannelScores
 from bayesprune.switches import Switch
 from bayesprune.switches._switch import seeded
 

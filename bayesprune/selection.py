@@ -1,27 +1,25 @@
-"""From channel scores to a pruning plan: rules, budgets, and the plan itself."""
+"""From channel scores to a pruning plan: rules and budgets."""
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from heapq import heappop, heappush
-from itertools import chain
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayesprune.checkpoint import write_text_atomic
-from bayesprune.cost import Cost, CostModel
-from bayesprune.errors import BudgetError, CheckpointError, ConfigError, DataError, PlanError
+from bayesprune.cost import CostModel, Price
+from bayesprune.errors import BudgetError, ConfigError, DataError, PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
-
-Kept = dict[str, list[int]]
+from bayesprune.plan import Kept, Limits, PruningPlan
+from bayesprune.timing import LatencyModel
 
 
 @dataclass(frozen=True)
@@ -62,145 +60,73 @@ class ChannelScores:
         return sorted(order[len(order) - count :])
 
 
-@dataclass(frozen=True)
-class PruningPlan:
-    """Which units of each group stay.
-
-    Attributes
-    ----------
-    kept : dict of str to list of int
-        Ascending original indices, at least one per group.
-    sizes : dict of str to int
-        Number of units before pruning.
-    method : str
-        What chose them.
-    cost : Cost, optional
-        Predicted cost of the pruned network.
-
-    Raises
-    ------
-    PlanError
-        If indices are empty, repeated, unsorted or out of range.
-    """
-
-    kept: Kept
-    sizes: dict[str, int]
-    method: str = ""
-    cost: Cost | None = None
-
-    def __post_init__(self) -> None:
-        if set(self.kept) != set(self.sizes):
-            raise PlanError("plan: kept and sizes must name the same groups")
-        for name, kept in self.kept.items():
-            size = self.sizes[name]
-            if not kept:
-                raise PlanError(f"{name}: a plan must keep at least one channel")
-            if sorted(set(kept)) != list(kept) or kept[0] < 0 or kept[-1] >= size:
-                raise PlanError(
-                    f"{name}: expected ascending indices in [0, {size}), got {_short(kept)}"
-                )
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """Number of units that stay in each group."""
-        return {name: len(kept) for name, kept in self.kept.items()}
-
-    @property
-    def architecture(self) -> dict[str, dict[str, int]]:
-        """``{group: {"kept": k, "of": n}}``."""
-        return {n: {"kept": len(k), "of": self.sizes[n]} for n, k in self.kept.items()}
-
-    def masks(self) -> dict[str, Tensor]:
-        """Gates of ones and zeros, shape ``(C,)`` per group."""
-        masks = {}
-        for name, kept in self.kept.items():
-            masks[name] = torch.zeros(self.sizes[name])
-            masks[name][kept] = 1.0
-        return masks
-
-    def check(self, groups: ChannelGroups) -> None:
-        """Raise PlanError unless every group of the plan is in `groups` with the same size."""
-        for name, size in self.sizes.items():
-            if name not in groups:
-                raise PlanError(
-                    f"{name}: the plan is for another network; groups here: {', '.join(groups)}"
-                )
-            if groups[name].size != size:
-                raise PlanError(
-                    f"{name}: the plan expects {size} channels, the network has {groups[name].size}"
-                )
-
-    def then(self, later: PruningPlan) -> PruningPlan:
-        """This plan followed by one for the pruned network, in original indices."""
-        kept = dict(self.kept)
-        for name, indices in later.kept.items():
-            if name not in kept or later.sizes[name] != len(kept[name]):
-                raise PlanError(f"{name}: the later plan is not for the network this plan leaves")
-            kept[name] = [kept[name][i] for i in indices]
-        return PruningPlan(kept, self.sizes, later.method, later.cost)
-
-    def to_json(self) -> str:
-        """The plan as JSON."""
-        return json.dumps({"schema": 1, **asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """A plan from `to_json`; raises CheckpointError if the text is something else."""
-        try:
-            data = json.loads(text)
-            cost = None if data["cost"] is None else Cost(**data["cost"])
-            numbers = [*data["sizes"].values(), *chain(*data["kept"].values())]
-            if data["schema"] != 1 or not all(type(number) is int for number in numbers):
-                raise TypeError("expected schema 1 and whole numbers")
-            return cls(data["kept"], data["sizes"], data["method"], cost)
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise CheckpointError(f"plan: expected the JSON of a PruningPlan: {error!r}") from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the JSON atomically."""
-        write_text_atomic(Path(path), self.to_json())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a plan; raises CheckpointError if the file is missing or something else."""
-        try:
-            return cls.from_json(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, CheckpointError) as error:
-            raise CheckpointError(f"{path}: expected a plan: {error}") from error
-
-    def __repr__(self) -> str:
-        widths = ", ".join(f"{n} {len(k)}/{self.sizes[n]}" for n, k in self.kept.items())
-        return f"PruningPlan({widths}; {self.method}; predicted {self.cost})"
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{name}</td><td>{len(kept)}</td><td>{self.sizes[name]}</td></tr>"
-            for name, kept in self.kept.items()
-        )
-        head = "<tr><th>group</th><th>kept</th><th>of</th></tr>"
-        return f"<table>{head}{rows}</table><p>{self.method}; predicted {self.cost}</p>"
-
-
-def _short(values: Sequence[int]) -> str:
-    return str(list(values[:8]))[:-1] + (", …]" if len(values) > 8 else "]")
-
-
-@dataclass(frozen=True)
 class Context:
-    """What a rule may look at besides the scores.
+    """What a rule may look at besides the scores; what is slow is found out on first use.
 
-    Attributes
+    Parameters
     ----------
     groups : ChannelGroups
-    minimum : int
-        Fewest channels of a group.
+    limits : Limits, optional
+        How many units each group may keep; any number by default.
+    network : nn.Module, optional
+        The network that the units are cut from.
+    example_input : Tensor or tuple, optional
+        What latency is measured on.
+    loader : iterable, optional
+        Held-out batches ``(inputs, targets)``.
+    examples : int
+        How many held-out examples to measure the loss on.
     measure : callable, optional
-        Held-out loss of the network with these units alone.
+        ``(network, example_input)`` to milliseconds, for `LatencyModel`.
     """
 
-    groups: ChannelGroups
-    minimum: int
-    measure: Callable[[Kept], float] | None = None
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        limits: Limits | None = None,
+        *,
+        network: nn.Module | None = None,
+        example_input: Tensor | tuple[Any, ...] | None = None,
+        loader: Iterable[Any] | None = None,
+        examples: int = 2048,
+        measure: Callable[[nn.Module, Any], float] | None = None,
+    ) -> None:
+        self.groups = groups
+        self.limits = limits or Limits()
+        self.network = network
+        self.example_input = example_input
+        self.loader = loader
+        self.examples = examples
+        self.measure = measure
+
+    def widths(self, name: str) -> np.ndarray:
+        """The numbers of units that a group may keep, ascending."""
+        return self.limits.widths(name, self.groups[name].size)
+
+    def fit(self, name: str, count: float) -> int:
+        """The smallest of these numbers that is at least `count`, or the whole group."""
+        return self.limits.fit(name, self.groups[name].size, count)
+
+    @cached_property
+    def prices(self) -> CostModel:
+        """MACs, parameters and weights by what is kept."""
+        return CostModel(self.groups)
+
+    @cached_property
+    def latency(self) -> LatencyModel:
+        """Milliseconds by what is kept; raises PlanError without network or example."""
+        if self.network is None or self.example_input is None:
+            raise PlanError("Budget: latency_ms is measured; expected network and example_input")
+        return LatencyModel(
+            self.network, self.groups, self.example_input, self.limits, self.measure
+        )
+
+    @cached_property
+    def loss(self) -> Callable[[Kept], float] | None:
+        """Held-out loss of the network with these units alone, if there is data for it."""
+        if self.network is None or self.loader is None:
+            return None
+        return _HeldOut(self.network, self.groups, self.loader, self.examples)
 
 
 class Rule(ABC):
@@ -211,20 +137,24 @@ class Rule(ABC):
 
     @abstractmethod
     def select(self, scores: ChannelScores, context: Context) -> Kept:
-        """Kept units by group, ascending; `select` enforces the minimum afterwards."""
+        """Kept units by group, ascending; `select` rounds up to what the limits allow."""
 
-    def counts(self, groups: ChannelGroups) -> dict[str, float] | None:
+    def note(self, kept: Kept, context: Context) -> str | None:
+        """What to know about the choice, for `PruningPlan.note`."""
+        return None
+
+    def counts(self, context: Context) -> dict[str, float] | None:
         """How many units of each group will stay, if the rule knows before there are scores."""
         return None
 
-    def at(self, progress: float, groups: ChannelGroups) -> Rule:
+    def at(self, progress: float, context: Context) -> Rule:
         """The rule for an intermediate round.
 
         Parameters
         ----------
         progress : float
             Number of the round over the number of rounds, in (0, 1].
-        groups : ChannelGroups
+        context : Context
             Of the network before the first round.
         """
         return self
@@ -268,15 +198,16 @@ class TopK(Rule):
         if unknown:
             raise PlanError(f"TopK: numbers for unknown groups: {', '.join(sorted(unknown))}")
 
-    def counts(self, groups: ChannelGroups) -> dict[str, float] | None:
-        self._check(groups)
-        if isinstance(self.count, dict):
-            return {name: float(count) for name, count in self.count.items()}
-        return {name: float(min(self.count, size)) for name, size in groups.sizes.items()}
+    def counts(self, context: Context) -> dict[str, float] | None:
+        self._check(context.groups)
+        counts = self.count
+        if isinstance(counts, int):
+            counts = dict.fromkeys(context.groups, counts)
+        return {name: float(context.fit(name, count)) for name, count in counts.items()}
 
-    def at(self, progress: float, groups: ChannelGroups) -> Rule:
-        counts = self.counts(groups) or {}
-        return _interpolated(groups.sizes, counts, progress) if progress < 1 else self
+    def at(self, progress: float, context: Context) -> Rule:
+        counts = self.counts(context) or {}
+        return _interpolated(context.groups.sizes, counts, progress) if progress < 1 else self
 
 
 class KeepFraction(Rule):
@@ -293,12 +224,13 @@ class KeepFraction(Rule):
     def _count(self, size: int) -> int:
         return math.ceil(self.fraction * size - 1e-9)  # 0.55 * 100 is a little more than 55
 
-    def counts(self, groups: ChannelGroups) -> dict[str, float] | None:
-        return {name: float(self._count(size)) for name, size in groups.sizes.items()}
+    def counts(self, context: Context) -> dict[str, float] | None:
+        sizes = context.groups.sizes
+        return {name: float(context.fit(name, self._count(size))) for name, size in sizes.items()}
 
-    def at(self, progress: float, groups: ChannelGroups) -> Rule:
+    def at(self, progress: float, context: Context) -> Rule:
         # Fractions are of the network before the first round.
-        return _interpolated(groups.sizes, self.counts(groups) or {}, progress)
+        return _interpolated(context.groups.sizes, self.counts(context) or {}, progress)
 
 
 class Threshold(Rule):
@@ -349,11 +281,17 @@ class Budget(Rule):
     is minus the log of the share of its scores that a group has left, summed over the layers that
     read the group: to read half as much is as bad for any layer.
 
+    The plan's network costs between 98% and 100% of the budget; where the limits, or the size of
+    one unit, do not allow that, it costs less and `PruningPlan.note` says why. A latency budget is
+    shared out by a `LatencyModel`; the network is then built and measured, and the allocation
+    repeated with the model corrected, up to ten times.
+
     Parameters
     ----------
-    macs, params : float, optional
-        Exactly one: at most this many multiply-accumulates or parameters of the pruned network; a
-        number of at most 1 is a fraction of the dense network's.
+    macs, params, latency_ms : float, optional
+        Exactly one: at most this many multiply-accumulates, parameters, or milliseconds for a call
+        on ``example_input``. For macs and params a number of at most 1 is a fraction of the dense
+        network's; latency is always in milliseconds.
     step : float
         Fraction of the cost that one step of the allocation removes, in (0, 1).
 
@@ -367,103 +305,205 @@ class Budget(Rule):
 
     macs: float | None = None
     params: float | None = None
+    latency_ms: float | None = None
     step: float = 0.04
 
     def __post_init__(self) -> None:
-        given = [v for v in (self.macs, self.params) if v is not None]
+        given = [v for v in (self.macs, self.params, self.latency_ms) if v is not None]
         if len(given) != 1 or not given[0] > 0:
             raise ConfigError(
-                f"Budget: expected one positive number, macs or params, got {self.macs}, "
-                f"{self.params}"
+                "Budget: expected one positive number, macs, params or latency_ms, got "
+                f"{self.macs}, {self.params}, {self.latency_ms}"
             )
         if not 0 < self.step < 1:
             raise ConfigError(f"Budget: expected a step in (0, 1), got {self.step}")
 
     @property
-    def kind(self) -> Literal["macs", "params"]:
-        """Which cost is limited: "macs" or "params"."""
+    def kind(self) -> Literal["macs", "params", "latency_ms"]:
+        """Which cost is limited."""
+        if self.latency_ms is not None:
+            return "latency_ms"
         return "params" if self.macs is None else "macs"
 
-    def limit(self, dense: Cost) -> float:
-        """The largest allowed cost."""
-        value = self.params if self.macs is None else self.macs
-        assert value is not None
-        return value * getattr(dense, self.kind) if value <= 1 else value
+    def price(self, context: Context) -> Price:
+        """The cost that is limited."""
+        return context.latency if self.kind == "latency_ms" else getattr(context.prices, self.kind)
 
-    def counts(self, groups: ChannelGroups) -> dict[str, float] | None:
-        """The same fraction of every group, as large as the budget allows."""
-        model, low, high = CostModel(groups), 0.0, 1.0
-        limit = self.limit(model({}))
-        sizes = groups.sizes
+    def limit(self, context: Context) -> float:
+        """The largest allowed cost."""
+        value = getattr(self, self.kind)
+        fraction = value <= 1 and self.kind != "latency_ms"
+        return value * self.price(context)({}) if fraction else value
+
+    def counts(self, context: Context) -> dict[str, float] | None:
+        """The same fraction of every group, as far as the limits allow, and all that is allowed."""
+        price, limit, low, high = self.price(context), self.limit(context), 0.0, 1.0
+        sizes = context.groups.sizes
+        fewest = {name: int(context.widths(name)[0]) for name in sizes}
         for _ in range(30):
             middle = (low + high) / 2
-            kept = {n: range(max(1, round(middle * size))) for n, size in sizes.items()}
-            fits = getattr(model(kept), self.kind) <= limit
-            low, high = (middle, high) if fits else (low, middle)
-        return {name: max(1.0, low * size) for name, size in sizes.items()}
+            kept = {n: range(max(fewest[n], round(middle * size))) for n, size in sizes.items()}
+            low, high = (middle, high) if price(kept) <= limit else (low, middle)
+        return {name: max(float(fewest[name]), low * size) for name, size in sizes.items()}
 
-    def at(self, progress: float, groups: ChannelGroups) -> Rule:
-        dense = CostModel(groups)({})
-        whole = getattr(dense, self.kind)
-        limit = whole * (self.limit(dense) / whole) ** progress
-        # An absolute number: a fraction would be of the network that is left.
-        return replace(self, **{self.kind: max(limit, 1.0 + 1e-9)})
+    def at(self, progress: float, context: Context) -> Rule:
+        limit = self.limit(context)
+        if progress < 1:
+            whole = self.price(context)({})
+            limit = whole * (limit / whole) ** progress
+        if self.kind != "latency_ms":
+            # An absolute number: a fraction would be of the network that is left.
+            limit = max(limit, 1.0 + 1e-9)
+        return replace(self, **{self.kind: limit})
 
     def select(self, scores: ChannelScores, context: Context) -> Kept:
-        order = {name: scores.order(name) for name in scores.values}
-        most = {name: max(0, len(o) - context.minimum) for name, o in order.items()}
+        price, limit = self.price(context), self.limit(context)
+        allocation = _Allocation(scores, context, price, self.step)
+        smallest = allocation.smallest()
+        least = price.actual(smallest)
+        if least > limit:
+            raise BudgetError(self._refusal(smallest, least, limit, context))
+        best, spent = smallest, 0.0  # a measurement may find the smallest not the fastest
+        # What the model of the cost may come to, and between which values the limit is reached.
+        aim, low, high = limit, price(smallest), math.inf
+        for _ in range(_TRIES):
+            kept = allocation(aim)
+            predicted, actual = price(kept), price.actual(kept)
+            if actual <= limit:
+                used = actual >= (1 - _TOLERANCE) * limit
+                if used or actual == predicted or allocation.is_whole(kept):
+                    return kept
+                low = max(low, aim)
+                if actual >= spent:
+                    best, spent = kept, actual
+            else:
+                high = min(high, aim)
+            # The middle of what is tolerated, with the model's error as it was just now.
+            aim = (1 - _TOLERANCE / 2) * limit * predicted / actual
+            if not low < aim < high:
+                aim = (low + min(high, max(limit, price({})))) / 2
+        return best
 
-        def kept(removed: Mapping[str, int]) -> Kept:
-            return {name: sorted(order[name][count:]) for name, count in removed.items()}
-
-        model = CostModel(context.groups)
-        limit, spent = self.limit(model({})), float(getattr(model({}), self.kind))
-        smallest = getattr(model(kept(most)), self.kind)
-        if smallest > limit:
-            raise BudgetError(
-                f"budget: {self.kind} of at most {limit:,.0f} asked for, but the smallest network "
-                f"(at least {context.minimum} channel(s) per group) has {smallest:,.0f}"
-            )
-        curves = model.curves(self.kind, order)
-        measure = context.measure
-        loss = (
-            (lambda r: measure(kept(r))) if measure else _score_loss(scores, order, context.groups)
+    def note(self, kept: Kept, context: Context) -> str | None:
+        price, limit = self.price(context), self.limit(context)
+        spent, predicted = price.actual(kept), price(kept)
+        if spent >= (1 - _TOLERANCE) * limit:
+            return None
+        steps = []
+        for name, units in kept.items():
+            width = context.fit(name, len(units) + 1)
+            if width > len(units):
+                rest = sorted(set(range(context.groups[name].size)) - set(units))
+                more = {**kept, name: units + rest[: width - len(units)]}
+                steps.append((price(more) - predicted, name, width))
+        if not steps:
+            return None
+        shown = [
+            f"{name} {len(kept[name])} to {width} units (+{_number(extra)})"
+            for extra, name, width in sorted(steps)[:4]
+        ]
+        return (
+            f"{self.kind}: {_number(spent)} of {_number(limit)} used ({spent / limit:.1%}); "
+            f"the smallest further steps: {', '.join(shown)}"
         )
+
+    def _refusal(self, smallest: Kept, spent: float, limit: float, context: Context) -> str:
+        """Why there is no plan; names the groups with which the limits cost most."""
+        price, wide = self.price(context), []
+        for name, units in smallest.items():
+            if len(units) > 1:
+                wide.append((price({**smallest, name: units[:1]}) - price(smallest), name))
+        held = [f"{name} at least {len(smallest[name])}" for _, name in sorted(wide)[:4]]
+        return (
+            f"budget: {self.kind} of at most {_number(limit)} asked for, but the smallest network "
+            f"({', '.join(held) or 'one unit per group'}{', …' if len(wide) > 4 else ''}) "
+            f"has {_number(spent)}"
+        )
+
+
+_TOLERANCE = 0.02  # how much of a budget may be left
+_TRIES = 10  # how often an allocation is corrected by what its network is found to cost
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+class _Allocation:
+    """Removes units until a predicted cost is reached; remembers every loss it has evaluated."""
+
+    def __init__(self, scores: ChannelScores, context: Context, price: Price, step: float) -> None:
+        self.price = price
+        self.step = step
+        self.order = {name: scores.order(name) for name in scores.values}
+        # For each group, the numbers of removals that are allowed, ascending from 0.
+        self.allowed = {n: len(o) - context.widths(n)[::-1] for n, o in self.order.items()}
+        measure = context.loss
+        self._loss = (
+            (lambda removed: measure(self.kept(removed)))
+            if measure
+            else _score_loss(scores, self.order, context.groups)
+        )
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def kept(self, removed: Mapping[str, int]) -> Kept:
+        return {name: sorted(self.order[name][count:]) for name, count in removed.items()}
+
+    def smallest(self) -> Kept:
+        return self.kept({name: int(counts[-1]) for name, counts in self.allowed.items()})
+
+    def is_whole(self, kept: Kept) -> bool:
+        return all(len(units) == len(self.order[name]) for name, units in kept.items())
+
+    def loss(self, removed: Mapping[str, int]) -> float:
+        key = tuple(removed.values())
+        if key not in self._known:
+            self._known[key] = self._loss(removed)
+        return self._known[key]
+
+    def __call__(self, limit: float) -> Kept:
+        """Units that can be had for `limit`, which must not be below the smallest network."""
+        curves = self.price.curves(self.order)
         removed = curves.removed
-        now = loss(removed)
+        now, spent = self.loss(removed), self.price({})
 
         # Rates of one moment serve later ones as estimates, renewed only for the group whose turn
         # it seems to be: as good as measuring all groups at each step, and far fewer losses.
-        queue = [(-math.inf, name) for name in order]
-        while spent > limit:
+        queue = [(-math.inf, name) for name in self.order]
+        while spent > limit and queue:
             aim = max(limit, spent * (1 - self.step))
             _, name = heappop(queue)
             curve = spent + curves(name)
-            left = len(order[name]) - removed[name]
+            allowed = self.allowed[name]
+            ahead = allowed[allowed > removed[name]]
+            if not len(ahead) or curve[ahead[-1]] >= spent:
+                continue  # nothing left to remove
             # The fewest removals that bring the cost to `aim`, but at most a quarter of the group:
             # one group in a deep network may not have that much, and none should go all at once.
-            largest = min(most[name], removed[name] + max(1, left // 4))
-            count = min(int((curve > aim).sum()), largest)
-            if curve[count] == spent:
-                continue  # nothing left to remove
-            after = loss({**removed, name: count})
+            left = len(self.order[name]) - removed[name]
+            quarter = int((ahead <= removed[name] + left // 4).sum()) - 1
+            count = int(ahead[min(int((curve[ahead[:-1]] > aim).sum()), max(0, quarter))])
+            after = self.loss({**removed, name: count})
             rate = (after - now) / (spent - curve[count])
             heappush(queue, (rate, name))
             if rate <= queue[0][0]:
-                now, spent = after, curve[count]
+                now, spent = after, float(curve[count])
                 curves.set(name, count)
 
         # The last step may have gone too far: give back what fits, the most useful group first.
         def fewest(name: str) -> int:
-            return int((spent + curves(name) > limit).sum())
+            allowed = self.allowed[name]
+            allowed = allowed[allowed <= removed[name]]
+            over = int((spent + curves(name)[allowed[:-1]] > limit).sum())
+            return int(allowed[over])
 
-        room = {name: fewest(name) for name in order}
+        room = {name: fewest(name) for name in self.order}
         useful = [name for name, count in room.items() if count < removed[name]]
-        for name in sorted(useful, key=lambda name: loss({**removed, name: room[name]})):
+        for name in sorted(useful, key=lambda name: self.loss({**removed, name: room[name]})):
             count = fewest(name)
-            spent += curves(name)[count]
+            spent += float(curves(name)[count])
             curves.set(name, count)
-        return kept(removed)
+        return self.kept(removed)
 
 
 def _score_loss(
@@ -520,8 +560,11 @@ def select(
     groups: ChannelGroups,
     network: nn.Module | None = None,
     loader: Iterable[Any] | None = None,
+    example_input: Tensor | tuple[Any, ...] | None = None,
     examples: int = 2048,
-    minimum: int = 1,
+    minimum: int | dict[str, int] = 1,
+    round_to: int = 1,
+    protect: Iterable[str] = (),
 ) -> PruningPlan:
     """Choose which channels stay.
 
@@ -535,42 +578,62 @@ def select(
     network, loader : optional
         The network that the channels are cut from, and held-out batches ``(inputs, targets)``: with
         both, `Budget` is shared out by measured loss.
+    example_input : Tensor or tuple, optional
+        With `network`: what ``Budget(latency_ms=…)`` times it on, on the network's device. The
+        whole batch is timed.
     examples : int
         How many held-out examples to measure on.
-    minimum : int
-        Fewest channels of a group, >= 1: the best stay even if the rule would remove them.
+    minimum : int or dict of str to int
+        Fewest channels, >= 1, of every group or of the groups named: the best stay even if the rule
+        would remove them.
+    round_to : int
+        Groups that lose channels keep a multiple of this, >= 1, where they have as many. No budget
+        is exceeded for it; the numbers of other rules are rounded up.
+    protect : iterable of str
+        Groups that stay whole.
 
     Returns
     -------
     PruningPlan
-        With its predicted cost.
+        With its predicted cost, and a note if a budget is not used up.
 
     Raises
     ------
     PlanError
-        If the scores do not fit the groups, or only one of `network` and `loader` is given.
+        If the scores do not fit the groups, `minimum` or `protect` names an unknown group, only one
+        of `network` and what it is measured on is given, or a network for latency does not run.
     BudgetError
         If a budget cannot be met.
     ConfigError
-        If `minimum` is below 1.
+        If `minimum` or `round_to` is below 1.
     DataError
         If the held-out data is empty or gives a loss that is not finite.
     """
-    if minimum < 1:
-        raise ConfigError(f"minimum: expected at least 1 channel per group, got {minimum}")
-    if (network is None) != (loader is None):
-        raise PlanError("select: give both network and loader, or neither")
+    limits = Limits(minimum, round_to, list(protect))
+    limits.check(groups)
+    if (network is None) != (loader is None and example_input is None):
+        raise PlanError(
+            "select: give network together with loader (for held-out loss), example_input (for "
+            "latency) or both"
+        )
     scores = evidence if isinstance(evidence, ChannelScores) else evidence.scores(rule.measure)
     for name, values in scores.values.items():
         if name not in groups or groups[name].size != len(values):
             have = groups[name].size if name in groups else "no such group"
             raise PlanError(f"{name}: scores for {len(values)} channels, network has {have}")
-    held_out = None
-    if network is not None and loader is not None and isinstance(rule, Budget):
-        held_out = _HeldOut(network, groups, loader, examples)
-    kept = rule.select(scores, Context(groups, minimum, held_out))
-    for name in kept:
-        if len(kept[name]) < minimum:
-            kept[name] = scores.best(name, min(minimum, groups[name].size))
+    context = Context(
+        groups,
+        limits,
+        network=network,
+        example_input=example_input,
+        loader=loader,
+        examples=examples,
+    )
+    kept = rule.select(scores, context)
+    for name, units in kept.items():
+        width = context.fit(name, len(units))
+        if width != len(units):
+            kept[name] = scores.best(name, width)
     sizes = {name: groups[name].size for name in kept}
-    return PruningPlan(kept, sizes, scores.measure, CostModel(groups)(kept))
+    note = rule.note(kept, context)
+    return PruningPlan(kept, sizes, scores.measure, context.prices(kept), note)

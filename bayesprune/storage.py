@@ -18,7 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import CheckpointError, PlanError, TraceError
-from bayesprune.selection import PruningPlan
+from bayesprune.plan import PruningPlan
 from bayesprune.surgery import remove_channels, resize
 
 _FORMAT = "bayesprune-pruned-1"

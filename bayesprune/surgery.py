@@ -13,7 +13,7 @@ from bayesprune.errors import PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups, tensors_in, trace_groups
 from bayesprune.layers.attention import fit_heads
-from bayesprune.selection import Kept, PruningPlan
+from bayesprune.plan import Kept, PruningPlan
 
 
 def remove_channels(

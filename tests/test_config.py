@@ -87,3 +87,19 @@ def test_from_python():
         select=bp.KeepFraction(0.5),
     )
     assert yaml.safe_load(config.to_yaml())["select"]["init_args"] == {"fraction": 0.5}
+
+
+def test_a_latency_budget_and_limits(tmp_path):
+    options = ["--limits.round_to", "4", "--limits.protect", "[conv1]"]
+    options += ["--limits.minimum", "{conv2: 3}"]
+    base = [word for word in BASE if word not in ("--select.macs", "0.3")]
+    config = parse_config([*base, "--select.latency_ms", "0.7", *options])
+    assert config.select == bp.Budget(latency_ms=0.7)
+    assert config.limits == bp.Limits({"conv2": 3}, 4, ["conv1"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    again = load_config(tmp_path / "config.yaml")
+    assert (again.select, again.limits) == (config.select, config.limits)
+    assert parse_config(BASE).limits == bp.Limits()
+    assert parse_config([*BASE, "--limits.minimum", "3"]).limits.minimum == 3
+    with pytest.raises(ConfigError, match="round_to"):
+        parse_config([*BASE, "--limits.round_to", "0"])

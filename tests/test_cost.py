@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from bayesprune import models
 from bayesprune.cost import Cost, CostModel, cost, latency
 from bayesprune.groups import trace_groups
-from bayesprune.selection import PruningPlan
+from bayesprune.plan import PruningPlan
 from bayesprune.surgery import remove_channels
 
 
@@ -169,7 +169,7 @@ def test_curves_are_the_model_at_every_number_of_removals(name: str, kind: str) 
     groups = trace_groups(network, inputs)
     model = CostModel(groups)
     order = {n: torch.randperm(size).tolist() for n, size in groups.sizes.items()}
-    curves = model.curves(kind, order)
+    curves = getattr(model, kind).curves(order)
     assert curves.removed == dict.fromkeys(groups, 0)
     for group, size in groups.sizes.items():
         curves.set(group, size // 3)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import bayesprune as bp
-from bayesprune import experiment
+from bayesprune import experiment, timing
 from bayesprune.cli import main
-from bayesprune.errors import CheckpointError, ConfigError
+from bayesprune.errors import CheckpointError, ConfigError, PlanError
 
 OPTIONS = {
     "model": "bayesprune:digits",
@@ -206,3 +206,33 @@ def test_model_and_data_that_do_not_fit(tmp_path):
     ]
     with pytest.raises(DataError, match="vgg16 does not take images of digits"):
         bp.run_experiment(bp.config.parse_config(args), tmp_path / "run")
+
+
+def test_a_latency_budget_in_rounds_and_limits(tmp_path, monkeypatch):
+    """On a made-up device: 1 ms, and 1 ms for every thousand weights."""
+
+    def device(network, example, **repeats):
+        return 1 + 1e-3 * sum(p.numel() for p in network.parameters() if p.ndim > 1)
+
+    monkeypatch.setattr(timing, "latency", device)
+    args = options(rounds="2", limits__round_to="2", limits__protect="[conv1]", fit__epochs="1")
+    args[args.index("--select.macs")] = "--select.latency_ms"
+    dense = bp.models.create("digits", widths=[8, 8, 8, 12])
+    limit = 1 + 0.5 * (device(dense, None) - 1)
+    args[args.index("--select.latency_ms") + 1] = str(limit)
+    run = bp.run_experiment(bp.config.parse_config(args), tmp_path / "run")
+    assert run.plan.widths["conv1"] == 8
+    assert all(width % 2 == 0 for width in run.plan.widths.values())
+    found = device(run.network, None)
+    assert found <= limit
+    assert (found >= 0.98 * limit) == (run.plan.note is None)
+    first = bp.PruningPlan.load(tmp_path / "run" / "state" / "plan-1.json")
+    assert first.cost.macs > run.plan.cost.macs
+    notes = json.loads((tmp_path / "run" / "state" / "notes.json").read_text())
+    assert notes["keep-1"]["conv1"] == 8
+
+
+def test_limits_for_unknown_groups_stop_a_run_before_the_fit(tmp_path):
+    with pytest.raises(PlanError, match="protect: expected names of groups .*, got conv9"):
+        bp.run_experiment(config(limits__protect="[conv9]"), tmp_path / "run")
+    assert not (tmp_path / "run" / "state" / "posterior.safetensors").exists()

@@ -13,12 +13,13 @@ from bayesprune import models
 from bayesprune.cost import Cost, CostModel, cost
 from bayesprune.errors import BudgetError, CheckpointError, ConfigError, DataError, PlanError
 from bayesprune.groups import ChannelGroups, trace_groups
+from bayesprune.plan import Limits, PruningPlan
 from bayesprune.selection import (
     Budget,
     ChannelScores,
+    Context,
     KeepFraction,
     Probability,
-    PruningPlan,
     Rule,
     Threshold,
     TopK,
@@ -166,6 +167,8 @@ def test_at_least_the_minimum_stays(rule, minimum, scores, groups) -> None:
         lambda: Probability(0.1, 1.0),
         lambda: Budget(),
         lambda: Budget(macs=0.5, params=0.5),
+        lambda: Budget(macs=0.5, latency_ms=0.5),
+        lambda: Budget(latency_ms=0.0),
         lambda: Budget(macs=0.0),
         lambda: Budget(params=-3),
         lambda: Budget(macs=math.nan),
@@ -189,8 +192,13 @@ def test_select_refuses_what_does_not_fit(scores, groups) -> None:
         select(hand_made(fc7=[1.0, 2.0]), TopK(1), groups=groups)
     with pytest.raises(PlanError, match="0: scores for 2 channels, network has 5"):
         select(hand_made(_0=[1.0, 2.0]), TopK(1), groups=groups)
-    with pytest.raises(PlanError, match="both network and loader"):
-        select(scores, Budget(macs=0.5), groups=groups, network=mlp(4, 5, 3, 2))
+    network, x = mlp(4, 5, 3, 2), torch.randn(1, 4)
+    for some in ({"network": network}, {"loader": []}, {"example_input": x}):
+        with pytest.raises(PlanError, match="give network together with loader"):
+            select(scores, Budget(macs=0.5), groups=groups, **some)
+    for some in ({}, {"network": network, "loader": []}):
+        with pytest.raises(PlanError, match="latency_ms is measured; expected network and example"):
+            select(scores, Budget(latency_ms=5), groups=groups, **some)
     with pytest.raises(ConfigError, match="minimum"):
         select(scores, TopK(1), groups=groups, minimum=0)
 
@@ -209,8 +217,9 @@ def test_groups_without_scores_stay_whole(groups) -> None:
 
 @pytest.mark.parametrize("rule", [TopK(1), TopK({"0": 2, "2": 1}), KeepFraction(0.3)])
 def test_rounds_go_down_to_the_rule_geometrically(rule, groups) -> None:
-    widths = [rule.at(i / 3, groups).counts(groups) for i in (1, 2, 3)]
-    assert widths[-1] == rule.counts(groups)
+    context = Context(groups)
+    widths = [rule.at(i / 3, context).counts(context) for i in (1, 2, 3)]
+    assert widths[-1] == rule.counts(context)
     for name, size in groups.sizes.items():
         path = [size, *(w[name] for w in widths)]
         assert all(a >= b >= 1 for a, b in itertools.pairwise(path))
@@ -220,11 +229,11 @@ def test_rounds_go_down_to_the_rule_geometrically(rule, groups) -> None:
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
 def test_budgets_of_rounds_go_down_geometrically(kind, groups) -> None:
-    dense = CostModel(groups)({})
-    whole, rule = getattr(dense, kind), Budget(**{kind: 0.25})
-    limits = [rule.at(progress, groups).limit(dense) for progress in (0.5, 1.0)]
+    context = Context(groups)
+    whole, rule = getattr(CostModel(groups)({}), kind), Budget(**{kind: 0.25})
+    limits = [rule.at(progress, context).limit(context) for progress in (0.5, 1.0)]
     assert limits == pytest.approx([0.5 * whole, 0.25 * whole])
-    counts = rule.counts(groups)
+    counts = rule.counts(context)
     kept = {name: range(int(count)) for name, count in counts.items()}
     assert getattr(CostModel(groups)(kept), kind) <= 0.25 * whole
 
@@ -280,11 +289,11 @@ def test_a_budget_that_the_network_meets_removes_nothing(budgeted, measured) -> 
 def test_an_impossible_budget_names_the_smallest_network(groups, scores) -> None:
     smallest = CostModel(groups)({"0": [0], "2": [0]})
     assert smallest.params == 5 + 2 + 4
-    with pytest.raises(BudgetError, match=r"params of at most 10 .*1 channel\(s\).* has 11"):
+    with pytest.raises(BudgetError, match=r"params of at most 10 .*\(one unit per group\) has 11"):
         select(scores, Budget(params=10), groups=groups)
     plan = select(scores, Budget(params=11), groups=groups)
     assert plan.kept == {"0": [2], "2": [0]}
-    with pytest.raises(BudgetError, match=r"at least 2 channel"):
+    with pytest.raises(BudgetError, match=r"\(0 at least 2, 2 at least 2\) has 22"):
         select(scores, Budget(params=11), groups=groups, minimum=2)
 
 
@@ -442,6 +451,221 @@ def test_ten_thousand_channels_take_less_than_a_second() -> None:
         assert getattr(plan.cost, kind) <= 0.1 * getattr(dense, kind)
 
 
+# limits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "widths"),
+    [
+        (Limits(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        (Limits(minimum=8), [8, 9, 10]),
+        (Limits(minimum={"a": 9}), [9, 10]),
+        (Limits(minimum={"b": 9}, protect=["b"]), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        (Limits(minimum=99), [10]),
+        (Limits(round_to=4), [4, 8, 10]),
+        (Limits(round_to=4, minimum=5), [8, 10]),
+        (Limits(round_to=5), [5, 10]),
+        (Limits(round_to=11), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        (Limits(round_to=11, minimum=9), [9, 10]),
+        (Limits(protect=["a"]), [10]),
+    ],
+)
+def test_limits_leave_these_widths(limits: Limits, widths: list[int]) -> None:
+    assert limits.widths("a", 10).tolist() == widths
+    for count in range(11):
+        assert limits.fit("a", 10, count) == min(w for w in widths if w >= count)
+    assert limits.fit("a", 10, 10.5) == 10
+
+
+LIMITED = [TopK(5), KeepFraction(0.3), Threshold(0.6), Threshold(2.0), Budget(macs=0.6)]
+
+
+@pytest.mark.parametrize("rule", LIMITED)
+def test_limits_hold_for_every_rule(rule: Rule) -> None:
+    groups = trace_groups(mlp(16, 32, 20, 6, 16, 4), torch.randn(1, 16))
+    scores = random_scores(groups)
+    free = select(scores, rule, groups=groups)
+    limited = {"minimum": {"2": 12}, "round_to": 8, "protect": ["6"]}
+    plan = select(scores, rule, groups=groups, **limited)
+    assert plan.widths["6"] == 16
+    assert plan.widths["2"] in (16, 20)
+    assert plan.widths["0"] in (8, 16, 24, 32)
+    assert plan.widths["4"] <= 6  # too small to be rounded
+    for name, kept in plan.kept.items():
+        assert kept == scores.best(name, len(kept))
+        if not isinstance(rule, Budget):
+            assert len(kept) == Limits(**limited).fit(name, groups[name].size, free.widths[name])
+    if isinstance(rule, Budget):
+        assert plan.cost.macs <= 0.6 * CostModel(groups)({}).macs
+    else:
+        assert plan.note is None
+
+
+@pytest.mark.parametrize("rule", [TopK(5), KeepFraction(0.3), Budget(macs=0.5)])
+def test_the_numbers_known_beforehand_keep_to_the_limits(rule: Rule) -> None:
+    groups = trace_groups(mlp(16, 32, 20, 16, 4), torch.randn(1, 16))
+    context = Context(groups, Limits(minimum={"2": 12}, protect=["4"]))
+    counts = rule.counts(context)
+    assert counts["4"] == 16
+    assert counts["2"] >= 12
+    if isinstance(rule, Budget):
+        kept = {name: range(round(count - 1e-6)) for name, count in counts.items()}
+        assert CostModel(groups)(kept).macs <= 0.5 * CostModel(groups)({}).macs
+
+
+@pytest.mark.parametrize("argument", [{"minimum": {"fc7": 3}}, {"protect": ["0", "fc7"]}])
+def test_limits_for_unknown_groups_are_refused(argument, scores, groups) -> None:
+    expected = rf"{next(iter(argument))}: expected names of groups \(0, 2\), got fc7"
+    with pytest.raises(PlanError, match=expected):
+        select(scores, TopK(1), groups=groups, **argument)
+
+
+@pytest.mark.parametrize("argument", [{"minimum": {"0": 0}}, {"round_to": 0}, {"minimum": -1}])
+def test_limits_below_one_are_refused(argument, scores, groups) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(argument))}: expected at least 1"):
+        select(scores, TopK(1), groups=groups, **argument)
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.2])
+def test_a_rounded_budget_is_kept_and_used_or_the_plan_says_why_not(kind: str, share) -> None:
+    network = models.create("resnet20")
+    groups = trace_groups(network, torch.randn(1, 3, 32, 32))
+    plan = select(random_scores(groups), Budget(**{kind: share}), groups=groups, round_to=8)
+    limit = share * getattr(CostModel(groups)({}), kind)
+    spent = getattr(plan.cost, kind)
+    assert all(width % 8 == 0 for width in plan.widths.values())
+    assert spent <= limit
+    assert (spent >= 0.98 * limit) == (plan.note is None)
+
+
+def test_the_note_names_the_steps_that_do_not_fit(groups, scores) -> None:
+    # 4 * a + a * b + b * 2 multiply-accumulates.
+    plan = select(scores, Budget(macs=30), groups=groups, protect=["0"])
+    assert plan.widths == {"0": 5, "2": 1}
+    assert plan.cost.macs == 27
+    assert plan.note == (
+        "macs: 27 of 30 used (90.0%); the smallest further steps: 2 1 to 2 units (+7)"
+    )
+    assert "27 of 30" in repr(plan)
+    assert "27 of 30" in plan._repr_html_()
+    assert select(scores, Budget(macs=27), groups=groups, protect=["0"]).note is None
+    assert select(scores, Budget(macs=1e6), groups=groups).note is None  # whole
+    with pytest.raises(BudgetError, match=r"at most 26 asked .*\(0 at least 5\) has 27"):
+        select(scores, Budget(macs=26), groups=groups, protect=["0"])
+
+
+# latency -----------------------------------------------------------------------------------------
+
+
+def device(network: nn.Module, example: Tensor) -> float:
+    """Far from linear: widths count in steps of four, and small networks profit more."""
+    layers = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
+    work = sum(math.prod(-(-size // 4) * 4 for size in weight.shape) for weight in layers)
+    return 0.1 + (1e-3 * work) ** 1.5
+
+
+def timed(*widths: int) -> tuple[nn.Module, Tensor, ChannelGroups]:
+    torch.manual_seed(0)
+    network, x = mlp(*widths), torch.randn(1, widths[0])
+    return network, x, trace_groups(network, x)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.3, 0.1])
+def test_a_latency_budget_is_met_by_the_network_itself(share: float) -> None:
+    network, x, groups = timed(16, 64, 64, 64, 8)
+    context = Context(groups, network=network, example_input=x, measure=device)
+    limit = share * device(network, x)
+    scores = random_scores(groups)
+    rule = Budget(latency_ms=limit)
+    kept = rule.select(scores, context)
+    found = device(remove_channels(network, PruningPlan(kept, groups.sizes), x), x)
+    assert found <= limit
+    assert (found >= 0.98 * limit) == (rule.note(kept, context) is None)
+    assert found >= 0.9 * limit  # one step of four units is up to 8%
+    assert all(units == scores.best(name, len(units)) for name, units in kept.items())
+
+
+def test_the_model_is_corrected_by_what_the_network_takes(monkeypatch) -> None:
+    """Whatever the model is wrong by as a whole, the budget is met."""
+    network, x, groups = timed(16, 64, 64, 64, 8)
+
+    def linear(network: nn.Module, example: Tensor) -> float:
+        return 0.1 + 1e-4 * sum(p.numel() for p in network.parameters())
+
+    for wrong in (0.5, 1.7):
+        context = Context(groups, network=network, example_input=x, measure=linear)
+        model = context.latency
+        model.constant *= wrong
+        model.terms = tuple(term._replace(price=wrong * term.price) for term in model.terms)
+        limit = 0.5 * linear(network, x)
+        kept = Budget(latency_ms=limit).select(random_scores(groups), context)
+        assert 0.98 * limit <= model.actual(kept) <= limit
+
+
+def test_latency_is_in_milliseconds_even_below_one() -> None:
+    network, x, groups = timed(16, 32, 32, 8)
+    context = Context(groups, network=network, example_input=x, measure=device)
+    assert Budget(latency_ms=0.5).limit(context) == 0.5
+    assert Budget(latency_ms=0.5).at(1.0, context) == Budget(latency_ms=0.5)
+    half = Budget(latency_ms=0.5).at(0.5, context).latency_ms
+    assert half == pytest.approx(math.sqrt(0.5 * context.latency({})))
+
+
+def test_latency_with_limits_and_held_out_data() -> None:
+    network, x, groups = timed(16, 64, 64, 64, 8)
+    limits = Limits(minimum={"2": 40}, round_to=8, protect=["4"])
+    context = Context(
+        groups, limits, network=network, example_input=x, loader=held_out(network, (16,)),
+        measure=device,
+    )  # fmt: skip
+    limit = 0.6 * device(network, x)
+    rule = Budget(latency_ms=limit)
+    kept = rule.select(random_scores(groups), context)
+    assert len(kept["4"]) == 64
+    assert len(kept["2"]) >= 40
+    assert all(len(units) % 8 == 0 for units in kept.values())
+    spent = context.latency.actual(kept)
+    assert spent <= limit
+    assert (spent >= 0.98 * limit) == (rule.note(kept, context) is None)
+
+
+def test_an_impossible_latency_names_what_was_asked_and_found() -> None:
+    network, x, groups = timed(16, 32, 32, 8)
+    context = Context(groups, network=network, example_input=x, measure=device)
+    with pytest.raises(BudgetError, match=r"latency_ms of at most 0.05 asked .* has 0\.\d+"):
+        Budget(latency_ms=0.05).select(random_scores(groups), context)
+
+
+def test_the_number_of_units_for_a_latency_is_known_beforehand() -> None:
+    network, x, groups = timed(16, 64, 64, 64, 8)
+    context = Context(groups, network=network, example_input=x, measure=device)
+    counts = Budget(latency_ms=0.4 * device(network, x)).counts(context)
+    kept = {name: range(round(count)) for name, count in counts.items()}
+    assert context.latency(kept) == pytest.approx(0.4 * device(network, x), rel=0.1)
+    assert max(counts.values()) - min(counts.values()) < 1e-6
+
+
+def test_what_meets_the_budget_stays_even_if_the_smallest_network_is_slower() -> None:
+    network, x, groups = timed(16, 32, 32, 8)
+
+    def odd(network: nn.Module, example: Tensor) -> float:
+        return 2.0 if len(network[0].weight) == 1 else 1.0
+
+    context = Context(groups, network=network, example_input=x, measure=odd)
+    kept = Budget(latency_ms=10).select(random_scores(groups), context)
+    assert {name: len(units) for name, units in kept.items()} == groups.sizes
+
+
+def test_real_latency() -> None:
+    network, x, groups = timed(16, 32, 32, 8)
+    scores = random_scores(groups)
+    plan = select(scores, Budget(latency_ms=1e6), groups=groups, network=network, example_input=x)
+    assert plan.widths == groups.sizes
+    with pytest.raises(BudgetError, match="latency_ms"):
+        select(scores, Budget(latency_ms=1e-9), groups=groups, network=network, example_input=x)
+
+
 # plans -------------------------------------------------------------------------------------------
 
 PLAN = PruningPlan({"a": [0, 2], "b": [1]}, {"a": 4, "b": 2}, "snr", Cost(10, 20, 15))
@@ -449,6 +673,11 @@ PLAN = PruningPlan({"a": [0, 2], "b": [1]}, {"a": 4, "b": 2}, "snr", Cost(10, 20
 
 def test_a_plan_survives_json_and_disk(tmp_path) -> None:
     assert PruningPlan.from_json(PLAN.to_json()) == PLAN
+    noted = PruningPlan({"a": [0]}, {"a": 1}, note="half used")
+    assert PruningPlan.from_json(noted.to_json()) == noted
+    old = json.loads(PLAN.to_json())
+    del old["note"]  # from before there were notes
+    assert PruningPlan.from_json(json.dumps(old)) == PLAN
     without = PruningPlan({"a": [0]}, {"a": 1})
     assert PruningPlan.from_json(without.to_json()) == without
     PLAN.save(tmp_path / "run" / "plan.json")
@@ -470,7 +699,7 @@ def changed(**fields: object) -> str:
         *(changed(schema=2), changed(kept=[0, 2]), changed(sizes=None), changed(cost=3)),
         *(changed(kept={"a": [0.5], "b": [1]}), changed(kept={"a": ["0"], "b": [1]})),
         *(changed(kept={"a": 0, "b": 1}), changed(sizes={"a": "4", "b": 2})),
-        *(changed(kept={"a": [True], "b": [1]}), changed(cost={"macs": 1})),
+        *(changed(kept={"a": [True], "b": [1]}), changed(cost={"macs": 1}), changed(note=3)),
     ],
 )
 def test_a_broken_file_is_no_plan(text: str, tmp_path) -> None:

@@ -30,8 +30,8 @@ from matplotlib.ticker import (
 from bayesprune.errors import DataError, PlanError
 
 if TYPE_CHECKING:
+    from bayesprune.plan import PruningPlan
     from bayesprune.posterior import SwitchPosterior
-    from bayesprune.selection import PruningPlan
 
 # Okabe-Ito colours; figures are narrow (inches) so that their text stays legible on a phone.
 _KEPT, _REMOVED, _INK, _MUTED, _PALE = "#0072B2", "#D55E00", "#222222", "#666666", "#E3E3E3"

@@ -23,8 +23,8 @@ from bayesprune.reporting import plots
 from bayesprune.reporting.plots import format_count
 
 if TYPE_CHECKING:
+    from bayesprune.plan import PruningPlan
     from bayesprune.posterior import SwitchPosterior
-    from bayesprune.selection import PruningPlan
 
 _DPI = 170
 _MAX_TABLE_ROWS = 1000

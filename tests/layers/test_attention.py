@@ -176,7 +176,7 @@ def test_costs_of_heads_are_those_of_the_smaller_network() -> None:
     groups = bp.trace_groups(network, x)
     model = CostModel(groups)
     assert groups.unit_macs == {"attention": (2 * 5 * 5 * 2,) * 4}
-    curve = model.curves("macs", {"attention": [1, 3, 0, 2]})("attention")
+    curve = model.macs.curves({"attention": [1, 3, 0, 2]})("attention")
     whole = model({}).macs
     for count in range(4):
         kept = sorted({0, 1, 2, 3} - set([1, 3, 0, 2][:count]))

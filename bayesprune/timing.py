@@ -1,0 +1,149 @@
+"""A model of latency, fitted to measurements of really pruned networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from bayesprune.cost import CostModel, Price, Term, latency
+from bayesprune.groups import ChannelGroups
+from bayesprune.plan import Kept, Limits, PruningPlan
+from bayesprune.surgery import remove_channels
+
+FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of every group; the last is the smallest network
+MIXTURES = 12  # networks in which each group has a width of its own
+NOISE = 0.01  # standard deviation of a measurement, as a fraction of it
+SECONDS = 1.0  # for how long a network is timed, in turn with the dense one, …
+ROUNDS = (15, 60)  # … but at least and at most so many times
+SPREAD = 1.0  # standard deviation of a layer's rate around the network's rate, as a fraction of it
+
+
+class LatencyModel(Price):
+    r"""Milliseconds of one call, linear in what each layer computes and puts out.
+
+    .. math:: t = c + \sum_l \alpha_l \, \mathrm{MACs}_l + \beta_l \, \mathrm{outputs}_l
+
+    A few networks are built and timed: all groups cut to the same fraction, and mixtures in
+    which every group keeps a random number of units, so that each measurement says something about
+    every layer. First the rates that all layers share are fitted by non-negative least squares:
+    time per call, per multiply-accumulate, per output and per weight. Then each layer gets rates of
+    its own, again non-negative, that are pulled towards the shared ones as a Gaussian prior would
+    (standard deviation 100%, of a measurement 1%): a layer that the measurements say nothing about
+    keeps the shared rates.
+
+    Every network is timed in turn with the dense one, and its time is the median ratio times what
+    the dense network takes: other work on the machine, or its clock, slows both.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Left as it is; copies of it are pruned.
+    groups : ChannelGroups
+        Of the network.
+    example_input : Tensor or tuple
+        What is timed, on the network's device.
+    limits : Limits, optional
+        Only widths that they allow are measured.
+    measure : callable, optional
+        ``(network, example_input)`` to milliseconds; by default of one call.
+
+    Attributes
+    ----------
+    dense_ms : float
+        Time of the dense network: the median over all measurements of the fit.
+
+    Raises
+    ------
+    PlanError
+        If a pruned network does not run.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: ChannelGroups,
+        example_input: Tensor | tuple[Any, ...],
+        limits: Limits | None = None,
+        measure: Callable[[nn.Module, Any], float] | None = None,
+    ) -> None:
+        self._network, self._groups, self._example = network, groups, example_input
+        self._measure = measure or partial(latency, repeats=1, warmup=0)
+        self._ratios: dict[tuple[tuple[str, int], ...], float] = {}
+        self._measure(network, example_input)  # the first call warms up
+        self._dense = [self._measure(network, example_input)]
+        products = [
+            Term(use.tensor, tuple(range(len(groups.shapes[use.tensor]))), use.positions)
+            for use in groups.uses
+        ]
+        outputs = [Term(use.tensor, (0,), use.positions) for use in groups.uses]
+        super().__init__(groups, products + outputs)
+        plans = _plans(groups, limits or Limits())
+        ratios = [self._ratio(kept) for kept in plans]
+        self.dense_ms = float(np.median(self._dense))
+        times = self.dense_ms * np.array(ratios)
+        work = np.array([self.parts(kept) for kept in plans])  # a column for each term
+        weights = np.array([CostModel(groups).weights(kept) for kept in plans])
+
+        # Rates that all layers share.
+        layers = len(products)
+        shared = [work[:, :layers].sum(1), work[:, layers:].sum(1), weights, np.ones(len(plans))]
+        columns = np.stack(shared, 1)
+        scale = columns.max(0)
+        rates = nnls(columns / scale / times[:, None], np.ones(len(plans)))[0] / scale
+        prior = [
+            rates[0] + rates[2] / term.price  # time per product, and per weight that it reads
+            for term in products
+        ] + [rates[1]] * len(outputs)
+
+        # Rates of each layer, as multiples of the shared ones: the minimum of the squared errors in
+        # standard deviations, of the measurements (the first rows) and of the multiples.
+        expected = np.hstack([work * prior, np.full((len(plans), 1), times.min())])
+        pull = np.eye(len(prior), len(prior) + 1)
+        rows = np.vstack([expected / (NOISE * times[:, None]), pull / SPREAD])
+        wanted = np.concatenate([np.full(len(plans), 1 / NOISE), np.full(len(prior), 1 / SPREAD)])
+        multiples = nnls(rows, wanted, maxiter=30 * len(rows))[0]
+        self.constant = float(multiples[-1] * times.min())
+        self.terms = tuple(
+            Term(term.tensor, term.axes, term.price * rate * multiple)
+            for term, rate, multiple in zip(self.terms, prior, multiples[:-1], strict=True)
+        )
+
+    def actual(self, kept: Mapping[str, Sequence[int]]) -> float:
+        """Measured milliseconds of the network with these units; each network is measured once."""
+        return self.dense_ms * self._ratio(kept)
+
+    def _ratio(self, kept: Mapping[str, Sequence[int]]) -> float:
+        """Time of the network with these units over that of the dense network."""
+        key = tuple(sorted((n, len(k)) for n, k in kept.items() if len(k) < self._groups[n].size))
+        if not key:
+            return 1.0
+        if key not in self._ratios:
+            units = {name: list(kept[name]) for name, _ in key}
+            plan = PruningPlan(units, {name: self._groups[name].size for name in units})
+            small = remove_channels(self._network, plan, self._example)
+            self._measure(small, self._example)
+            pairs = []
+            for _ in range(int(np.clip(1000 * SECONDS / self._dense[0], *ROUNDS))):
+                self._dense.append(self._measure(self._network, self._example))
+                pairs.append(self._measure(small, self._example) / self._dense[-1])
+            self._ratios[key] = float(np.median(pairs))
+        return self._ratios[key]
+
+
+def _plans(groups: ChannelGroups, limits: Limits) -> list[Kept]:
+    """What to measure."""
+    generator = np.random.default_rng(0)
+    shares = [np.full(len(groups), fraction) for fraction in FRACTIONS]
+    shares += [generator.uniform(0.05, 1, len(groups)) for _ in range(MIXTURES)]
+    return [
+        {
+            name: list(range(limits.fit(name, size, share * size)))
+            for (name, size), share in zip(groups.sizes.items(), row, strict=True)
+        }
+        for row in shares
+    ]
