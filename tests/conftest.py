@@ -15,4 +15,5 @@ import pytest
 def seed():
     """Start each test from seed 0 and an empty parameter store; wider fixtures seed themselves."""
     pyro.clear_param_store()
+    pyro.enable_validation(True)  # torch.compile switches it off for the whole process
     pyro.set_rng_seed(0)
