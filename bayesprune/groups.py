@@ -341,7 +341,8 @@ def _run(
         where = calls[-1] if calls and calls[-1] else type(network).__name__
         raise TraceError(
             f"{where}: the network failed on example_input "
-            f"({', '.join(str(tuple(t.shape)) for t in tensors_in(inputs))}): {error}"
+            f"({', '.join(str(tuple(t.shape)) for t in tensors_in(inputs))}): {error}. Is it what "
+            "the network is called with?"
         ) from error
     finally:
         for handle in handles:
@@ -465,6 +466,12 @@ class _Tracer(TorchFunctionMode):
             if slice_.role == "producer" and all(self.find(i) == FIXED for i in ids):
                 reason = next((self._reasons[i] for i in ids if i in self._reasons), None)
                 out[slice_.module] = reason or "coupled to a channel that must stay"
+        followed = {slice_.module for slice_ in self.records}
+        for tensor, shape in self._shapes.items():
+            owner = tensor.rpartition(".")[0]
+            kind = type(self._modules[owner])
+            if len(shape) > 1 and owner not in followed and kind.__module__.startswith("torch.nn"):
+                out.setdefault(owner, f"{kind.__name__} is not followed")
         return out
 
     def groups(self) -> tuple[dict[str, ChannelGroup], dict[str, tuple[int, ...]]]:
