@@ -766,3 +766,13 @@ def test_outputs_that_are_not_finite():
 
 def test_number_of_steps(fabric):
     assert num_steps(fabric, toy_loader()) == STEPS
+
+
+def test_threads_are_set_and_checked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    make_fabric(FabricConfig(accelerator="cpu"))
+    make_fabric(FabricConfig(accelerator="cpu", threads=1))
+    assert asked == [1]
+    with pytest.raises(ConfigError, match=r"fabric\.threads: expected at least 1, got 0"):
+        make_fabric(FabricConfig(threads=0))
