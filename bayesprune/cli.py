@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # models and methods of the user's own
     try:
         options.command(options, rest)
-    except BayespruneError as error:
+    except (BayespruneError, OSError) as error:
         print(f"bayesprune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -459,10 +459,17 @@ def example_image(run: Run) -> Tensor:
 
 def _feature_maps(dense: nn.Module, image: Tensor, run: Run) -> Any:
     """What the first group's producer makes of an image, (channels, height, width) or None."""
-    seen: list[Tensor] = []
-    producer = dense.get_submodule(next(iter(run.plan.kept)))
-    handle = producer.register_forward_hook(lambda module, args, output: seen.append(output[0]))
-    with evaluating(dense):
-        dense(image)
-    handle.remove()
-    return seen[0].numpy() if seen[0].ndim == 3 else None
+    seen: list[Any] = []
+    group = next(iter(run.plan.kept))
+    producer = dense.get_submodule(group)
+    handle = producer.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        with evaluating(dense):
+            dense(image)
+    finally:
+        handle.remove()
+    output = seen[0] if seen else None
+    # Drawn where each unit makes one map: neither attention heads nor linear layers do.
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        return None
+    return output[0].numpy() if output.shape[1] == run.plan.sizes[group] else None

@@ -218,7 +218,8 @@ def trace_groups(
         reasons = "; ".join(f"{layer or kind}: {why}" for layer, why in frozen[:3])
         raise TraceError(
             f"{kind}: no channel can be removed ({reasons or 'no layer found'}). "
-            "Only convolutions and linear layers whose output feeds another such layer are prunable"
+            "Only convolutions and linear layers whose output feeds another such layer are "
+            "prunable; another example_input may run other layers"
         )
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     shapes |= {s.tensor: tracer.shape(s.tensor) for g in groups.values() for s in g.slices}

@@ -24,6 +24,11 @@ Likelihood = Callable[[Any], TorchDistributionMixin]
 
 def categorical(output: Tensor) -> TorchDistributionMixin:
     """The likelihood of a classifier: class probabilities from logits of shape ``(N, K)``."""
+    if not isinstance(output, Tensor):
+        raise ConfigError(
+            f"likelihood: expected logits from the network, got a {type(output).__name__}: give "
+            "SwitchedNetwork likelihood=... for such a network"
+        )
     return dist.Categorical(logits=output)
 
 

@@ -160,6 +160,11 @@ def _step(switched: SwitchedNetwork, estimator: Estimator) -> Any:
             raise
         except ValueError as error:  # from Pyro's validation
             raise _explained(error, batch) from error
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise FitError(
+                f"the network fails on a batch of inputs {tuple(inputs.shape)}: {first}"
+            ) from error
         with torch.no_grad():
             kl = divergence(switched) / switched.num_data
             nll = loss - switched.guide.kl_weight * kl

@@ -15,6 +15,7 @@ from torch import nn
 import bayesprune as bp
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.models import DigitsNet
+from bayesprune.network import categorical
 from bayesprune.switches import Dirichlet, LogisticNormal
 
 WIDTHS = (4, 6, 5, 7)
@@ -377,3 +378,8 @@ def test_a_network_may_put_out_several_things_given_a_likelihood(images, labels)
         likelihood=lambda out: dist.Categorical(logits=out["logits"]),
     )
     assert loss_of(switched, images, labels) > 0
+
+
+def test_a_network_with_several_outputs_needs_a_likelihood():
+    with pytest.raises(ConfigError, match="likelihood: expected logits.*got a tuple"):
+        categorical((torch.zeros(2, 3), torch.zeros(2, 3)))

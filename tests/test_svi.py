@@ -390,6 +390,7 @@ def test_trained_weights_are_not_fitted_group_by_group(deep, fit):
     [
         (lambda x, y: (x.fill_(torch.nan), y), DataError, "NaN"),
         (lambda x, y: (x, y + 3), FitError, "from 3 to 5"),
+        (lambda x, y: (x[:, :-1], y), FitError, "the network fails on a batch of inputs"),
         (lambda x, y: (x, y[:-1]), DataError, "same number"),
         (lambda x, y: (x,), DataError, "two tensors"),
     ],

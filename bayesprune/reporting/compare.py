@@ -32,7 +32,7 @@ def collect_runs(folders: Sequence[Path]) -> list[Row]:
         If a folder holds no finished run.
     """
     rows = []
-    for folder in folders:
+    for folder in {folder.resolve(): folder for folder in folders}.values():  # each run once
         try:
             summary = json.loads((folder / "summary.json").read_text())
             config = yaml.safe_load((folder / "config.yaml").read_text())

@@ -48,6 +48,11 @@ def test_files_and_the_short_table(tmp_path):
     assert (tmp_path / "out" / "compare.png").stat().st_size > 1000
 
 
+def test_a_folder_named_twice_counts_once(tmp_path):
+    folder = write(tmp_path / "a", 0, 0.012)
+    assert len(collect_runs([folder, tmp_path / "." / "a"])) == 1
+
+
 def test_a_single_seed_has_no_spread(tmp_path):
     assert compare_runs([write(tmp_path / "a", 0, 0.012)], tmp_path)["error %"].tolist() == ["1.20"]
 
