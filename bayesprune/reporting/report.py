@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
+from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import DataError
 from bayesprune.reporting import plots
 from bayesprune.reporting.plots import format_count
@@ -139,19 +139,10 @@ def write_report(folder: Path | str, data: ReportData) -> Path:
     folder = Path(folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for picture in (*ladder, *gates, *ranks, *maps, *curves):
-        _replace(folder / "figures" / picture.file, picture.png)
+        write_bytes_atomic(folder / "figures" / picture.file, picture.png)
     report = folder / "report.html"
-    _replace(report, page.encode())
+    write_bytes_atomic(report, page.encode())
     return report
-
-
-def _replace(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _render(data: ReportData, **pictures: list[_Picture]) -> str:
