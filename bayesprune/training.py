@@ -495,7 +495,7 @@ def _batches(
         if index == steps * ranks:
             return
         if index % ranks == fabric.global_rank % ranks:
-            yield index, fabric.to_device(_checked(batch, index))
+            yield index, fabric.to_device(checked_batch(batch, index))
     if index + 1 < steps * ranks:
         raise DataError(f"loader: expected len(loader) = {len(loader)} batches, got {index + 1}")
 
@@ -509,7 +509,8 @@ def _seed_everything(*key: object) -> int:
     return value
 
 
-def _checked(batch: Any, index: int) -> Batch:
+def checked_batch(batch: Any, index: int) -> Batch:
+    """Inputs and targets of a batch; raises DataError if it is not a pair of tensors."""
     if (
         isinstance(batch, list | tuple)
         and len(batch) == 2
@@ -869,7 +870,7 @@ def evaluate(
     gaps = torch.zeros(15, dtype=torch.double)
     with _mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
-            inputs, targets = (part.to(device) for part in _checked(loaded, index))
+            inputs, targets = (part.to(device) for part in checked_batch(loaded, index))
             logits = _logits(network, inputs)
             loss = _cross_entropy(logits, targets, reduction="sum").item()
             if not math.isfinite(loss):
