@@ -647,6 +647,9 @@ class Distillation:
         _require_number("distill.temperature", self.temperature, "a number above 0", above=0)
 
 
+AUXILIARY_WEIGHT = 0.3
+"""What the loss of an auxiliary head counts in `train_network`."""
+
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["cosine", "constant", "onecycle"]
 
@@ -754,7 +757,10 @@ def train_network(
     ----------
     network : nn.Module
         Maps inputs ``(N, …)`` to logits ``(N, classes)``. It is trained in train mode; each
-        module's own mode is restored at the end.
+        module's own mode is restored at the end. In that mode it may put out a named tuple of
+        logits and auxiliary logits, as torchvision's GoogLeNet and Inception do: the cross-entropy
+        of each auxiliary head counts `AUXILIARY_WEIGHT` = 0.3 times (Szegedy et al., 2015,
+        section 5).
     loader : DataLoader
         Batches of inputs and integer labels ``(N,)``.
     config : TrainConfig
@@ -795,13 +801,16 @@ def train_network(
 
     def step(batch: Batch) -> dict[str, Tensor]:
         inputs, targets = batch
-        logits = _logits(network, inputs)
+        logits, *auxiliary = _heads(network, inputs)
         loss = _cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
         if distill is not None and teacher is not None:
             with torch.no_grad():
                 guide = _logits(teacher, inputs)
             imitation = distillation_loss(logits, guide, distill.temperature)
             loss = (1 - distill.weight) * loss + distill.weight * imitation
+        for head in auxiliary:
+            value = _cross_entropy(head, targets, label_smoothing=config.label_smoothing)
+            loss = loss + AUXILIARY_WEIGHT * value
         return {"loss": loss}
 
     def measure(epoch: int, row: Row) -> dict[str, float]:
@@ -984,8 +993,21 @@ def _make_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> LR
 
 
 def _logits(network: nn.Module, inputs: Tensor) -> Tensor:
+    return _checked_logits(network, inputs, _output(network, inputs))
+
+
+def _heads(network: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """The logits, and those of auxiliary heads in a named tuple of ``logits`` and ``aux…``."""
+    output = _output(network, inputs)
+    first, *others = getattr(output, "_fields", ("",))
+    if first != "logits" or not all(name.startswith("aux") for name in others):
+        return [_checked_logits(network, inputs, output)]
+    return [_checked_logits(network, inputs, logits) for logits in output if logits is not None]
+
+
+def _output(network: nn.Module, inputs: Tensor) -> Any:
     try:
-        logits = network(inputs)
+        return network(inputs)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -993,6 +1015,9 @@ def _logits(network: nn.Module, inputs: Tensor) -> Tensor:
             f"loader: expected inputs that {type(network).__name__} can be applied to, "
             f"got {inputs.dtype} of shape {tuple(inputs.shape)}: {error}"
         ) from error
+
+
+def _checked_logits(network: nn.Module, inputs: Tensor, logits: Any) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise FitError(
