@@ -6,16 +6,19 @@ from bayesprune.config import RunConfig
 from bayesprune.cost import Cost, cost, latency
 from bayesprune.datasets import DataConfig
 from bayesprune.errors import BayespruneError
-from bayesprune.estimators import AnalyticMean, Implicit
+from bayesprune.estimators import AR, ARM, AnalyticMean, Implicit
 from bayesprune.experiment import Run, load_run, run_experiment
 from bayesprune.export import export_onnx, export_program
 from bayesprune.groups import ChannelGroup, ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
+from bayesprune.objectives import CostConstraint, DualAscent, FixedWeight, Pathwise, ScoreFunction
 from bayesprune.plan import Limits, PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.selection import (
     Budget,
     ChannelScores,
+    EvidenceStop,
+    FamilyRule,
     KeepFraction,
     Probability,
     Threshold,
@@ -27,8 +30,11 @@ from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
 from bayesprune.timing import LatencyModel
 from bayesprune.training import Distillation, TrainConfig, evaluate, train_network
+from bayesprune.weights import GaussianWeights
 
 __all__ = [
+    "AR",
+    "ARM",
     "AnalyticMean",
     "BayespruneError",
     "Budget",
@@ -36,16 +42,24 @@ __all__ = [
     "ChannelGroups",
     "ChannelScores",
     "Cost",
+    "CostConstraint",
     "DataConfig",
     "Distillation",
+    "DualAscent",
+    "EvidenceStop",
+    "FamilyRule",
+    "FixedWeight",
+    "GaussianWeights",
     "Implicit",
     "KeepFraction",
     "LatencyModel",
     "Limits",
+    "Pathwise",
     "Probability",
     "PruningPlan",
     "Run",
     "RunConfig",
+    "ScoreFunction",
     "SwitchPosterior",
     "SwitchedNetwork",
     "Threshold",

@@ -15,11 +15,14 @@ from bayesprune._describe import describe
 from bayesprune.criteria import Criterion
 from bayesprune.datasets import DataConfig
 from bayesprune.errors import ConfigError
-from bayesprune.estimators import AnalyticMean, Estimator
+from bayesprune.estimators import Estimator
+from bayesprune.objectives import CostConstraint
 from bayesprune.plan import Limits
+from bayesprune.posterior import default_rule
 from bayesprune.selection import Rule
 from bayesprune.switches import Switch
 from bayesprune.training import FabricConfig, TrainConfig
+from bayesprune.weights import GaussianWeights
 
 
 @dataclass(frozen=True)
@@ -28,22 +31,24 @@ class FitConfig:
 
     Attributes
     ----------
-    epochs, learning_rate, weight_learning_rate, joint, kl_warmup
+    epochs, learning_rate, weight_learning_rate, joint, kl_warmup, estimator, constraint
         See `fit_switches`.
-    estimator : Estimator
-    train_weights : bool
-        Whether the weights are trained along with the switches.
+    train_weights, weight_posterior, kl_weight
+        See `SwitchedNetwork`.
     fold : bool
         Whether the posterior mean gates go into the weights of the network that is cut.
     """
 
     epochs: int = 3
-    estimator: Estimator = field(default_factory=AnalyticMean)
+    estimator: Estimator | None = None
+    constraint: CostConstraint | None = None
     learning_rate: float = 0.1
     weight_learning_rate: float = 1e-3
     train_weights: bool = False
+    weight_posterior: GaussianWeights | None = None
     joint: bool = True
     kl_warmup: float = 0.0
+    kl_weight: float | dict[str, float] = 1.0
     fold: bool = True
 
 
@@ -58,8 +63,9 @@ class RunConfig:
     data : DataConfig
     method : Switch or Criterion
         What scores the channels.
-    select : Rule
-        What decides how many stay.
+    select : Rule, optional
+        What decides how many stay. By default what the switch family brings: `EvidenceStop` where
+        the evidence is in closed form, else its own rule.
     seed : int
     model_args : dict
         Keyword arguments of the model.
@@ -80,7 +86,7 @@ class RunConfig:
     model: str
     data: DataConfig
     method: Switch | Criterion
-    select: Rule
+    select: Rule | None = None
     seed: int = 0
     model_args: dict[str, Any] = field(default_factory=dict)
     dense: str | None = None
@@ -94,6 +100,19 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ConfigError(f"rounds: expected at least 1, got {self.rounds}")
+        if self.select is None and not isinstance(self.method, Switch):
+            raise ConfigError(
+                f"select: {type(self.method).__name__} ranks channels and does not say how many "
+                "stay; give a rule or a budget"
+            )
+
+    @property
+    def rule(self) -> Rule:
+        """The rule asked for, or the family's own."""
+        if self.select is not None:
+            return self.select
+        assert isinstance(self.method, Switch)
+        return default_rule([self.method])
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `bayesprune run` accepts."""

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -166,6 +166,32 @@ class Price:
         lengths = self._lengths(kept)
         return [t.price * math.prod(lengths[t.tensor][a] for a in t.axes) for t in self.terms]
 
+    def expected(self, probability: Mapping[str, Tensor]) -> Tensor:
+        """Expected cost if each unit is kept with a probability, independently; differentiable.
+
+        Exact unless one group runs along two axes of one tensor: its count is then taken as
+        independent of itself, an error of the order of one unit.
+
+        Parameters
+        ----------
+        probability : mapping of str to Tensor
+            Shape ``(..., C)`` by group; all other groups are whole. Zeros and ones give the cost of
+            a certain choice.
+
+        Returns
+        -------
+        Tensor
+            Shape ``(...)``.
+        """
+        lengths = self._lengths.expected(probability)
+        total = next(iter(probability.values())).new_tensor(self.constant)
+        for term in self.terms:
+            product: Tensor | float = term.price
+            for axis in term.axes:
+                product = product * lengths[term.tensor][axis]
+            total = total + product
+        return total
+
     def actual(self, kept: Mapping[str, Sequence[int]]) -> float:
         """What the pruned network really costs; a measured cost is measured here."""
         return self(kept)
@@ -231,6 +257,15 @@ class _Lengths:
             gone[np.fromiter(units, dtype=int)] = False
             for tensor, axis, counts in self.owned[name]:
                 lengths[tensor][axis] -= int(counts[gone].sum())
+        return lengths
+
+    def expected(self, probability: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+        """Lengths if units are kept with these probabilities."""
+        lengths: dict[str, list[Any]] = {t: list(whole) for t, whole in self.whole.items()}
+        for name, keep in probability.items():
+            for tensor, axis, counts in self.owned[name]:
+                gone = (1 - keep) @ torch.as_tensor(counts).to(keep)
+                lengths[tensor][axis] = lengths[tensor][axis] - gone
         return lengths
 
 

@@ -26,6 +26,7 @@ from bayesprune.config import RunConfig, load_config
 from bayesprune.cost import cost, latency
 from bayesprune.datasets import Data
 from bayesprune.errors import CheckpointError, ConfigError, DataError
+from bayesprune.estimators import Estimator
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
 from bayesprune.plan import PruningPlan
@@ -202,7 +203,7 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
         "model": config.model,
         "data": config.data.name,
         "seed": config.seed,
-        **({"estimator": type(config.fit.estimator).__name__} if posterior else {}),
+        **({"estimator": type(_estimator(config)).__name__} if posterior else {}),
         "dense": dense_metrics,
         "pruned": pruned_metrics,
         "test_size": len(data.test.dataset),  # type: ignore[arg-type]
@@ -267,7 +268,7 @@ def _rounds(
     plan = PruningPlan({n: list(range(s)) for n, s in original.sizes.items()}, original.sizes)
     for number in range(1, config.rounds + 1):
         suffix = "" if config.rounds == 1 else f"-{number}"
-        rule = config.select.at(number / config.rounds, context)
+        rule = config.rule.at(number / config.rounds, context)
         groups = trace_groups(network, example)
         file = folder / f"state/plan{suffix}.json"
         channels = {name: torch.tensor(kept) for name, kept in plan.kept.items()}
@@ -328,6 +329,8 @@ def _fit(
         # Noted, because latency is never measured the same twice.
         keep=folder.note(f"keep{suffix}", partial(rule.counts, context)),
         train_weights=settings.train_weights,
+        weight_posterior=settings.weight_posterior,
+        kl_weight=settings.kl_weight,
     )
 
     def fit() -> nn.Module:
@@ -335,7 +338,8 @@ def _fit(
             switched,
             data.train,
             epochs=settings.epochs,
-            estimator=settings.estimator,
+            estimator=_estimator(config),
+            constraint=settings.constraint,
             learning_rate=settings.learning_rate,
             weight_learning_rate=settings.weight_learning_rate,
             joint=settings.joint,
@@ -353,6 +357,12 @@ def _fit(
 
     plain = folder.tensors(f"fit{suffix}", switched.fold({}), fit)
     return plain, SwitchPosterior.load(file)
+
+
+def _estimator(config: RunConfig) -> Estimator:
+    """What a run's switches are fitted with."""
+    assert isinstance(config.method, Switch)
+    return config.fit.estimator or config.method.estimator()
 
 
 def _finetune(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Self
 
 import pyro
@@ -14,10 +16,11 @@ from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from bayesprune.errors import ConfigError, PlanError
-from bayesprune.estimators import switch_site
+from bayesprune.estimators import AtMean, switch_site
 from bayesprune.gating import GatedNetwork
-from bayesprune.groups import ChannelGroups, tensors_in
-from bayesprune.switches import Switch
+from bayesprune.groups import ChannelGroup, ChannelGroups, tensors_in
+from bayesprune.switches import Site, Switch
+from bayesprune.weights import GaussianWeights, take_means
 
 Likelihood = Callable[[Any], TorchDistributionMixin]
 
@@ -33,13 +36,15 @@ def categorical(output: Tensor) -> TorchDistributionMixin:
 
 
 class SwitchGuide(PyroModule):
-    """The variational distribution of a switched network: the factors of its switches."""
+    """The variational distribution of a switched network: of switches, and of weights if any."""
 
     def __init__(self, switches: Mapping[str, Switch]) -> None:
         super().__init__()
+        self.weight_sites: Callable[[], Iterable[tuple[str, Site]]] = tuple
         self.names = list(switches)
         self.switches: Any = PyroModule[nn.ModuleList](list(switches.values()))  # type: ignore[index]
         self.active = set(self.names)
+        self.kl_weights = dict.fromkeys(self.names, 1.0)
         self.kl_weight = 1.0
 
     def items(self) -> Iterator[tuple[str, Switch]]:
@@ -59,12 +64,40 @@ class SwitchGuide(PyroModule):
             values = {}
             for site_name, site in switch.sites().items():
                 # The analytic divergence takes its scale from the site, in the model and here.
-                with poutine.scale(scale=self.kl_weight):
+                with poutine.scale(scale=self.kl_weight * self.kl_weights[name]):
                     values[site_name] = pyro.sample(
                         f"{name}.{site_name}", choose(site), infer=switch_site()
                     )
             gates[name] = switch.gate(values)
+        for name, site in self.weight_sites():
+            # Layers draw what they put out, so the value is not used; the divergence is.
+            with poutine.scale(scale=self.kl_weight):
+                pyro.sample(name, choose(Site(site.prior, AtMean(site.factor))))
         return gates
+
+
+def _weights(weight: float | Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """The weight of each group's divergence."""
+    names = list(names)
+    weights = dict(weight) if isinstance(weight, Mapping) else dict.fromkeys(names, weight)
+    unknown = set(weights) - set(names)
+    if unknown:
+        raise ConfigError(f"kl_weight: unknown groups {', '.join(sorted(unknown))}")
+    for name, value in weights.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"kl_weight: expected a number above 0, got {value!r} ({name})")
+    return {name: float(weights.get(name, 1.0)) for name in names}
+
+
+def _fan_in(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """The number of weights that produce a unit."""
+    count = 0.0
+    for slice_ in group.slices:
+        shape = shapes[slice_.tensor]
+        if slice_.role == "producer" and len(shape) > 1:
+            entries = int((slice_.units >= 0).sum())
+            count += math.prod(shape) / shape[slice_.axis] * entries / group.size
+    return max(1.0, count)
 
 
 def _kept(name: str, size: int, keep: float | Mapping[str, float] | None) -> float | None:
@@ -104,6 +137,11 @@ class SwitchedNetwork(PyroModule):
     train_weights : bool
         Whether the weights are trained along with the switches. If not, they are frozen and the
         copy stays in evaluation mode.
+    weight_posterior : GaussianWeights, optional
+        Trains the weights as means of a posterior.
+    kl_weight : float or mapping of str to float
+        Weight of the divergence of all groups, or of the groups named and 1 for the others; above
+        0. Other than 1, the posterior is a generalised (tempered) one.
     likelihood : callable
         From the network's output to the distribution of the targets, with batch shape ``(N,)``.
 
@@ -112,7 +150,7 @@ class SwitchedNetwork(PyroModule):
     PlanError
         If a group does not fit the network.
     ConfigError
-        If `keep` or `num_data` is out of range, or Pyro keeps its parameters globally.
+        If `keep`, `kl_weight` or `num_data` is out of range, or Pyro keeps its parameters globally.
     """
 
     def __init__(
@@ -124,6 +162,8 @@ class SwitchedNetwork(PyroModule):
         num_data: int,
         keep: float | Mapping[str, float] | None = None,
         train_weights: bool = False,
+        weight_posterior: GaussianWeights | None = None,
+        kl_weight: float | Mapping[str, float] = 1.0,
         likelihood: Likelihood = categorical,
     ) -> None:
         if not pyro.settings.get("module_local_params"):
@@ -136,6 +176,8 @@ class SwitchedNetwork(PyroModule):
             raise ConfigError(f"num_data: expected the size of the training set, got {num_data}")
         self.num_data = num_data
         self.train_weights = train_weights
+        self.weight_posterior = weight_posterior
+        self.penalty: Any = None  # of a cost constraint, while switches are fitted
         self.likelihood = likelihood
         sizes = groups.sizes
 
@@ -146,9 +188,19 @@ class SwitchedNetwork(PyroModule):
         bound = {}
         for name in groups:
             if name in prototypes:
-                bound[name] = prototypes[name].bind(sizes[name], _kept(name, sizes[name], keep))
-        self.guide = SwitchGuide(bound).to(next(network.parameters()).device)
+                kept = _kept(name, sizes[name], keep)
+                fan_in = _fan_in(groups[name], groups.shapes)
+                bound[name] = prototypes[name].bind(sizes[name], kept, fan_in)
+        self.groups = groups
         self.network = GatedNetwork(network, groups, bound)
+        self.guide = SwitchGuide(bound)
+        if weight_posterior is not None:
+            if not train_weights:
+                raise ConfigError("weight_posterior needs train_weights=True")
+            weight_posterior.attach(self.network.network)
+            self.guide.weight_sites = partial(weight_posterior.sites, self.network)
+        self.guide.kl_weights = _weights(kl_weight, bound)
+        self.guide.to(next(network.parameters()).device)
         self.network.requires_grad_(train_weights)
         self.train(network.training)
 
@@ -186,4 +238,6 @@ class SwitchedNetwork(PyroModule):
         PlanError
             If a group is unknown or its gates have another shape.
         """
-        return self.network.fold(gates).requires_grad_(True)
+        plain = self.network.fold(gates)
+        take_means(plain)
+        return plain.requires_grad_(True)

@@ -6,7 +6,7 @@ import copy
 import importlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from bayesprune._describe import describe
 from bayesprune.checkpoint import load_state, save_state
 from bayesprune.errors import CheckpointError, PlanError
 from bayesprune.plan import PruningPlan
-from bayesprune.selection import ChannelScores
+from bayesprune.selection import ChannelScores, EvidenceStop, FamilyRule, Rule
 from bayesprune.switches import Switch
 from bayesprune.switches._switch import seeded
 
@@ -38,6 +39,21 @@ def _ratio(mean: Tensor, sd: Tensor) -> Tensor:
 def _check_draws(number: int) -> None:
     if not isinstance(number, int) or number < 1:
         raise PlanError(f"num_draws: expected an integer of at least 1, got {number!r}")
+
+
+def default_rule(switches: Iterable[Switch]) -> Rule:
+    """What decides without a budget: the evidence if all families have it, else their own rules."""
+    return EvidenceStop() if all(switch.has_evidence for switch in switches) else FamilyRule()
+
+
+def _prototype(described: Mapping[str, Any]) -> Switch:
+    """What `describe` described; raises TypeError if that is not a switch."""
+    module, _, name = described["class_path"].rpartition(".")
+    family = getattr(importlib.import_module(module), name)
+    if not (isinstance(family, type) and issubclass(family, Switch)):
+        raise TypeError(f"{described['class_path']} is not a Switch")
+    arguments = described["init_args"].items()
+    return family(**{k: _prototype(v) if isinstance(v, dict) else v for k, v in arguments})
 
 
 class SwitchPosterior:
@@ -110,6 +126,11 @@ class SwitchPosterior:
         with seeded(seed, CPU):
             return self._each(lambda switch: switch.sample(num_draws))
 
+    @property
+    def has_prior(self) -> bool:
+        """Whether the priors of all groups are probability distributions."""
+        return all(switch.has_prior for switch in self.switches.values())
+
     def prior_sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Gates from the prior, shape ``(num_draws, C)``; the global generator is untouched."""
         _check_draws(num_draws)
@@ -150,6 +171,10 @@ class SwitchPosterior:
             probability[name] = best.mean(0)
         return probability
 
+    def default_rule(self) -> Rule:
+        """What `select` goes by if it is given no rule."""
+        return default_rule(self.switches.values())
+
     def scores(self, measure: str = "importance") -> ChannelScores:
         """Scores for selection.
 
@@ -157,25 +182,35 @@ class SwitchPosterior:
         ----------
         measure : str
             "importance": the family's own score, for simplex switches the mean share relative to an
-            equal share; "mean"; "snr": mean over standard deviation; or "above:T": P(gate >= T).
+            equal share; "margin": the same minus what the family's own rule asks for; "mean";
+            "snr": mean over standard deviation; "above:T": P(gate >= T); "evidence" or
+            "evidence:BITS": loss of log evidence by removal, see `Switch.evidence`.
 
         Raises
         ------
         PlanError
             If the measure is unknown.
+        ConfigError
+            If the family does not have it.
         """
         number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
         if measure == "importance":
             values = self._each(lambda switch: switch.importance())
+        elif measure == "margin":
+            values = self._each(lambda switch: switch.importance() - switch.threshold())
         elif measure == "mean":
             values = self.mean
         elif measure == "snr":
             values = {name: _ratio(mean, self.sd[name]) for name, mean in self.mean.items()}
         elif threshold := re.fullmatch(f"above:({number})", str(measure)):
             values = self.keep_probability(float(threshold[1]))
+        elif evidence := re.fullmatch(r"evidence(?::([0-9]+))?", str(measure)):
+            bits = int(evidence[1]) if evidence[1] else None
+            values = self._each(lambda switch: -switch.evidence(bits))
         else:
             raise PlanError(
-                f"scores: expected 'importance', 'mean', 'snr' or 'above:T', got {measure!r}"
+                "scores: expected 'importance', 'margin', 'mean', 'snr', 'above:T' or 'evidence', "
+                f"got {measure!r}"
             )
         return ChannelScores(values, measure)
 
@@ -223,8 +258,9 @@ class SwitchPosterior:
         arviz.InferenceData or xarray.DataTree
             Whichever the installed ArviZ uses. Groups ``posterior`` and ``prior`` with `gate`
             (chain, draw, switch), ``sample_stats`` with the log density of each draw under the
-            guide and under the prior, ``constant_data`` with the moments and `kept`, and
-            ``fit_history``. `layer` and `channel` (the original index) are coordinates of `switch`.
+            guide and under the prior (neither draws nor density of an improper prior),
+            ``constant_data`` with the moments and `kept`, and ``fit_history``. `layer` and
+            `channel` (the original index) are coordinates of `switch`.
         """
         _check_draws(num_draws)
         layer = np.concatenate([np.repeat(n, s.size) for n, s in self.switches.items()])
@@ -243,7 +279,6 @@ class SwitchPosterior:
                     guide += site.factor.log_prob(values[name])
                     prior += site.prior.log_prob(values[name])
                 gates.append(switch.gate(values))
-        prior_gates = self.prior_sample(num_draws, seed=1)
 
         def draws(parts: list[Tensor]) -> xr.Dataset:
             gate = torch.cat(parts, 1).numpy()[None]
@@ -259,19 +294,18 @@ class SwitchPosterior:
                 np.isin(self.channels[name].numpy(), plan.kept.get(name, [])) for name in self.names
             ]
             constant["kept"] = ("switch", np.concatenate(kept).astype(np.int8))
+        densities = {"lp_guide": guide, **({"lp_prior": prior} if self.has_prior else {})}
         datasets = {
             "posterior": draws(gates),
-            "prior": draws(list(prior_gates.values())),
             "sample_stats": xr.Dataset(
-                {
-                    "lp_guide": (("chain", "draw"), guide.numpy()[None]),
-                    "lp_prior": (("chain", "draw"), prior.numpy()[None]),
-                },
+                {name: (("chain", "draw"), lp.numpy()[None]) for name, lp in densities.items()},
                 coords={"chain": [0], "draw": np.arange(num_draws)},
             ),
             "constant_data": xr.Dataset(constant, coords=coords),
             "fit_history": self._history_dataset(),
         }
+        if self.has_prior:
+            datasets["prior"] = draws(list(self.prior_sample(num_draws, seed=1).values()))
         if not version("arviz").startswith("0."):
             return xr.DataTree.from_dict(datasets)
         with warnings.catch_warnings():
@@ -294,9 +328,9 @@ class SwitchPosterior:
         switches = {}
         for name, switch in self.switches.items():
             switches[name] = {
-                "class": f"{type(switch).__module__}.{type(switch).__qualname__}",
-                "init_args": switch.init_args,
+                "prototype": describe(switch),
                 "size": switch.size,
+                "fan_in": switch.fan_in,
                 "state": dict(switch.state_dict()),
             }
         tree = {"switches": switches, "history": self.history, "channels": self.channels}
@@ -309,11 +343,8 @@ class SwitchPosterior:
         switches: dict[str, Switch] = {}
         try:
             for name, entry in tree["switches"].items():
-                module, _, family = entry["class"].rpartition(".")
-                prototype = getattr(importlib.import_module(module), family)
-                if not (isinstance(prototype, type) and issubclass(prototype, Switch)):
-                    raise TypeError(f"{entry['class']} is not a Switch")
-                bound = prototype(**entry["init_args"]).bind(entry["size"], entry["size"])
+                size = entry["size"]
+                bound = _prototype(entry["prototype"]).bind(size, size, entry["fan_in"])
                 switches[name] = bound
                 bound.load_state_dict(entry["state"])
             return cls(switches, tree["history"], tree["channels"])

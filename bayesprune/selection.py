@@ -284,13 +284,59 @@ class Probability(Rule):
         self.measure = f"above:{gate}"
 
     def select(self, scores: ChannelScores, context: Context) -> Kept:
-        if scores.measure != self.measure:
-            raise PlanError(
-                f"Probability: expected scores measuring {self.measure!r}, got {scores.measure!r}; "
-                "give select the posterior itself"
-            )
+        _expect(self, scores)
         least = 1 - self.probability
         return {n: (v >= least).nonzero()[:, 0].tolist() for n, v in scores.values.items()}
+
+
+class FamilyRule(Rule):
+    """Keep the channels that the switch family's own rule keeps, see `Switch.threshold`."""
+
+    measure = "margin"
+
+    def select(self, scores: ChannelScores, context: Context) -> Kept:
+        _expect(self, scores)
+        return {n: (v >= 0).nonzero()[:, 0].tolist() for n, v in scores.values.items()}
+
+
+class EvidenceStop(Rule):
+    """Remove channels whose removal does not lower the evidence (BMRS).
+
+    Needs the posterior of a family with `Switch.evidence`, such as `LogNormal`.
+
+    Parameters
+    ----------
+    bits : int, optional
+        None compares with a prior that shuts the gate (BMRS_N); a number p with a uniform prior on
+        gates that do not exceed ``2 ** -p`` (BMRS_U).
+
+    Raises
+    ------
+    ConfigError
+        If `bits` is below 1; on use, if the family has no such evidence.
+
+    References
+    ----------
+    Wright, Igel and Selvan, "BMRS: Bayesian Model Reduction for Structured Pruning", NeurIPS 2024.
+    """
+
+    def __init__(self, bits: int | None = None) -> None:
+        if bits is not None and not 1 <= bits < 23:
+            raise ConfigError(f"EvidenceStop: bits must be None or in [1, 22], got {bits!r}")
+        self.bits = bits
+        self.measure = "evidence" if bits is None else f"evidence:{bits}"
+
+    def select(self, scores: ChannelScores, context: Context) -> Kept:
+        _expect(self, scores)
+        return {n: (v > 0).nonzero()[:, 0].tolist() for n, v in scores.values.items()}
+
+
+def _expect(rule: Rule, scores: ChannelScores) -> None:
+    if scores.measure != rule.measure:
+        raise PlanError(
+            f"{type(rule).__name__}: expected scores measuring {rule.measure!r}, got "
+            f"{scores.measure!r}; give select the posterior itself"
+        )
 
 
 @dataclass(frozen=True)
@@ -660,7 +706,7 @@ class _HeldOut:
 
 def select(
     evidence: Any,
-    rule: Rule,
+    rule: Rule | None = None,
     *,
     groups: ChannelGroups,
     network: nn.Module | None = None,
@@ -678,8 +724,10 @@ def select(
     ----------
     evidence : ChannelScores or SwitchPosterior
         From any method; of a posterior the rule takes the scores it needs.
-    rule : Rule
-        `TopK`, `KeepFraction`, `Threshold`, `Probability` or `Budget`.
+    rule : Rule, optional
+        `TopK`, `KeepFraction`, `Threshold`, `Probability`, `FamilyRule`, `EvidenceStop` or
+        `Budget`. A posterior's own by default: `EvidenceStop` where it is in closed form, else
+        `FamilyRule`.
     groups : ChannelGroups
     network, loader : optional
         The network that the channels are cut from, and held-out batches ``(inputs, targets)``: with
@@ -738,17 +786,20 @@ def select(
     return choose(evidence, rule, context)
 
 
-def choose(evidence: Any, rule: Rule, context: Context) -> PruningPlan:
+def choose(evidence: Any, rule: Rule | None, context: Context) -> PruningPlan:
     """`select` within a context that outlives one choice, so that latency is measured once."""
     groups = context.groups
+    if not isinstance(evidence, ChannelScores) and not callable(getattr(evidence, "scores", None)):
+        raise PlanError(
+            "select: expected ChannelScores or a SwitchPosterior, got "
+            f"{type(evidence).__name__}; ChannelScores(values, measure) holds your own scores"
+        )
+    if rule is None and isinstance(evidence, ChannelScores):
+        raise ConfigError("select: scores alone do not say how many channels stay; give a rule")
+    rule = evidence.default_rule() if rule is None else rule
     if not isinstance(rule, Rule):
         raise PlanError(f"select: expected a rule like Budget(macs=0.5), got {rule!r}")
     if not isinstance(evidence, ChannelScores):
-        if not callable(getattr(evidence, "scores", None)):
-            raise PlanError(
-                "select: expected ChannelScores or a SwitchPosterior, got "
-                f"{type(evidence).__name__}; ChannelScores(values, measure) holds your own scores"
-            )
         evidence = evidence.scores(rule.measure)
     scores: ChannelScores = evidence
     for name, values in scores.values.items():

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.infer.trace_mean_field_elbo import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from bayesprune._describe import describe
 from bayesprune.errors import BayespruneError, ConfigError, DataError, FitError
-from bayesprune.estimators import AnalyticMean, Estimator
-from bayesprune.network import SwitchedNetwork
+from bayesprune.estimators import Estimator
+from bayesprune.network import SwitchedNetwork, SwitchGuide
+from bayesprune.objectives import CostConstraint, CostPenalty
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.training import (
     Batch,
@@ -40,6 +41,7 @@ def fit_switches(
     weight_learning_rate: float = 1e-3,
     joint: bool = True,
     kl_warmup: float = 0.0,
+    constraint: CostConstraint | None = None,
     seed: int = 0,
     channels: Mapping[str, Tensor] | None = None,
     fabric: Fabric | None = None,
@@ -62,7 +64,7 @@ def fit_switches(
     epochs : int
         At least 1.
     estimator : Estimator, optional
-        `AnalyticMean` (default) or `Implicit`.
+        `AnalyticMean`, `Implicit`, `ARM` or `AR`; the family's own by default.
     learning_rate : float
         For the variational parameters.
     weight_learning_rate : float
@@ -72,6 +74,9 @@ def fit_switches(
         group has then a stage and a checkpoint of its own, with its name after a hyphen.
     kl_warmup : float
         Fraction of the fit in [0, 1] over which the weight of the KL rises from 0 to 1.
+    constraint : CostConstraint, optional
+        Holds the expected cost of the gated network at a target; adds ``cost`` and ``weight``, its
+        multiplier, to the history.
     seed : int
     channels : mapping of str to Tensor, optional
         Original index of each unit if channels were removed before.
@@ -96,12 +101,16 @@ def fit_switches(
         )
     if not joint and switched.train_weights:
         raise ConfigError("fit_switches: joint=False needs frozen weights (train_weights=False)")
-    estimator = estimator or AnalyticMean()
+    if constraint is not None and not joint:
+        raise ConfigError("fit_switches: a cost constraint needs all groups at once (joint=True)")
+    estimator = estimator or _own_estimator(switched)
     fabric = fabric or make_fabric()
     guide = switched.guide
     passes = [guide.names] if joint else [[name] for name in guide.names]
     history: list[Row] = []
     switched.train()
+    # A module of the network, so that checkpoints hold the state of its multiplier.
+    switched.penalty = constraint and constraint.bind(switched)
     try:
         for names in passes:
             guide.active = set(names)
@@ -110,6 +119,7 @@ def fit_switches(
                 weights = list(switched.network.parameters())
                 groups += [{"params": weights, "lr": weight_learning_rate}]
             optimizer = torch.optim.Adam(groups)
+            clock = _Clock()
             steps = epochs * num_steps(fabric, loader)
             path = checkpoint and Path(checkpoint)
             if path and not joint:
@@ -118,19 +128,21 @@ def fit_switches(
                 fabric,
                 switched,
                 loader,
-                _step(switched, estimator),
+                _step(switched, estimator, clock),
                 optimizer,
                 epochs=epochs,
                 seed=seed,
                 stage=stage if joint else f"{stage}-{names[0]}",
                 scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
-                before_step=lambda step, total: _anneal(switched, (step + 1) / total, kl_warmup),
+                before_step=partial(_anneal, switched, clock, kl_warmup),
                 settings={
                     "estimator": describe(estimator),
                     "switches": {name: describe(switch) for name, switch in guide.items()},
                     "examples": switched.num_data,
                     "learning rates": [learning_rate, weight_learning_rate],
                     "KL warm-up": kl_warmup,
+                    "KL weights": guide.kl_weights,
+                    "constraint": describe(constraint),
                 },
                 checkpoint=path,
                 metrics=metrics,
@@ -138,24 +150,46 @@ def fit_switches(
             )
     finally:
         guide.active, guide.kl_weight = set(guide.names), 1.0
+        switched.penalty = None
         switched.eval()
     return SwitchPosterior(dict(guide.items()), history, channels)
 
 
-def _anneal(switched: SwitchedNetwork, progress: float, kl_warmup: float) -> None:
-    switched.guide.kl_weight = min(1.0, progress / kl_warmup) if kl_warmup else 1.0
+class _Clock:
+    """How far a fit is."""
+
+    progress = 0.0
+
+
+def _own_estimator(switched: SwitchedNetwork) -> Estimator:
+    """The one estimator that all switches are made for."""
+    made = [switch.estimator() for _, switch in switched.guide.items()]
+    kinds = {repr(estimator) for estimator in made}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "fit_switches: the switches ask for different estimators, "
+            f"{', '.join(sorted(kinds))}; give estimator=..."
+        )
+    return made[0]
+
+
+def _anneal(
+    switched: SwitchedNetwork, clock: _Clock, kl_warmup: float, step: int, total: int
+) -> None:
+    clock.progress = (step + 1) / total
+    switched.guide.kl_weight = min(1.0, clock.progress / kl_warmup) if kl_warmup else 1.0
     for _, switch in switched.guide.items():
-        switch.anneal(progress)
+        switch.anneal(clock.progress)
 
 
-def _step(switched: SwitchedNetwork, estimator: Estimator) -> Any:
-    elbo = TraceMeanField_ELBO(num_particles=estimator.num_particles)
+def _step(switched: SwitchedNetwork, estimator: Estimator, clock: _Clock) -> Any:
+    guide: SwitchGuide = switched.guide
+    penalty: CostPenalty | None = switched.penalty
 
     def step(batch: Batch) -> dict[str, Tensor]:
         inputs, targets = batch
-        model, guide = estimator.wrap(switched, switched.guide, len(targets))
         try:
-            loss = elbo.differentiable_loss(model, guide, inputs, targets) / switched.num_data
+            loss = estimator.loss(switched, guide, inputs, targets) / switched.num_data
         except BayespruneError:
             raise
         except ValueError as error:  # from Pyro's validation
@@ -167,8 +201,13 @@ def _step(switched: SwitchedNetwork, estimator: Estimator) -> Any:
             ) from error
         with torch.no_grad():
             kl = divergence(switched) / switched.num_data
-            nll = loss - switched.guide.kl_weight * kl
-        return {"loss": loss, "elbo": -(nll + kl), "nll": nll, "kl": kl}
+            nll = loss - guide.kl_weight * kl
+        terms = {"loss": loss, "elbo": -(nll + kl), "nll": nll, "kl": kl}
+        if penalty is not None:
+            active = {name: switch.active_probability() for name, switch in guide.items()}
+            added, cost = penalty(active, clock.progress)
+            terms |= {"loss": loss + added, "cost": cost, "weight": penalty.weight.clone()}
+        return terms
 
     return step
 
@@ -187,6 +226,12 @@ def _explained(error: ValueError, batch: Batch) -> Exception:
 
 
 def divergence(switched: SwitchedNetwork) -> Tensor:
-    """KL of the guide from the prior over all active switches, in nats."""
-    sites = (site for _, switch in switched.guide.items() for site in switch.sites().values())
-    return torch.stack([kl_divergence(site.factor, site.prior) for site in sites]).sum()
+    """Weighted KL of the guide from the prior, over active switches and weights, in nats."""
+    guide = switched.guide
+    parts = [
+        guide.kl_weights[name] * kl_divergence(site.factor, site.prior)
+        for name, switch in guide.items()
+        for site in switch.sites().values()
+    ]
+    parts += [kl_divergence(site.factor, site.prior) for _, site in guide.weight_sites()]
+    return torch.stack(parts).sum()

@@ -13,7 +13,8 @@ def test_names_are_enough_and_defaults_fill_in():
     config = parse_config(BASE)
     assert isinstance(config.method, bp.switches.Dirichlet)
     assert config.select == bp.Budget(macs=0.3)
-    assert isinstance(config.fit.estimator, bp.AnalyticMean)
+    assert config.fit.estimator is None
+    assert config.rule == config.select
     assert config.rounds == 1
 
 

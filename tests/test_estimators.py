@@ -1,19 +1,20 @@
 """Estimators against hand computations, closed forms and each other."""
 
+import itertools
 import math
 from collections.abc import Mapping
 
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO
 from torch import nn
 from torch.nn import functional
 
 import bayesprune as bp
 from bayesprune.errors import ConfigError, FitError
 from bayesprune.svi import divergence
-from bayesprune.switches import Dirichlet, Site, Switch
+from bayesprune.switches import Bernoulli, Dirichlet, Site, SpikeAndSlab, Switch
 
 UNITS, NUM_DATA = 6, 1000
 SPREAD = [1.0, 0.4, 2.5, 0.8, 0.2, 1.6]
@@ -51,9 +52,7 @@ def batch(size, outputs=1):
 
 
 def loss(network, estimator, data):
-    model, guide = estimator.wrap(network, network.guide, len(data[1]))
-    elbo = TraceMeanField_ELBO(num_particles=estimator.num_particles)
-    return elbo.differentiable_loss(model, guide, *data)
+    return estimator.loss(network, network.guide, *data)
 
 
 def gradient(network, value):
@@ -285,3 +284,68 @@ def test_annealing_scales_the_divergence_alone(estimator):
 def test_bad_arguments(args):
     with pytest.raises(ConfigError, match=next(iter(args))):
         bp.Implicit(**args)
+
+
+# Bernoulli gates: gradients against exact enumeration --------------------------------------------
+
+
+def enumerated(network, data):
+    """The expected negative log likelihood over all gates, differentiable in the logits."""
+    (switch,) = network.guide.switches
+    logits, total = switch.sites()["gate"].factor.base_dist.logits, 0.0
+    for bits in itertools.product((0.0, 1.0), repeat=UNITS):
+        gates = torch.tensor(bits, dtype=torch.double)
+        output = network.network(data[0], {network.guide.names[0]: gates})
+        density = network.likelihood(output).log_prob(data[1]).sum()
+        mass = dist.Bernoulli(logits=logits).log_prob(gates).sum().exp()
+        total = total - mass * density * NUM_DATA / len(data[1])
+    return total
+
+
+@pytest.mark.parametrize("estimator", [bp.ARM(), bp.AR()], ids=repr)
+def test_bernoulli_gradients_are_those_of_all_gates(estimator):
+    network, data = switched(Bernoulli(init_probability=0.7), hidden=nn.Tanh()), batch(8)
+    (switch,) = network.guide.switches
+    with torch.no_grad():
+        switch.phi.add_(torch.linspace(-0.3, 0.2, UNITS))
+    expected = enumerated(network, data) + divergence(network)
+    slope = gradient(network, expected)
+    values, slopes = [], []
+    for _ in range(1500):
+        value = loss(network, estimator, data)
+        values.append(value.detach())
+        slopes.append(gradient(network, value))
+    for drawn, truth in ((torch.stack(values), expected.detach()), (torch.stack(slopes), slope)):
+        error = drawn.std(0) / len(drawn) ** 0.5
+        assert ((drawn.mean(0) - truth).abs() <= 5 * error).all()
+        assert (error < 0.2 * truth.norm()).all()  # too noisy an estimate would pass as well
+
+
+def test_arm_varies_less_than_ar():
+    network, data = switched(Bernoulli(init_probability=0.7), hidden=nn.Tanh()), batch(8)
+    spread = {}
+    for estimator in (bp.ARM(), bp.AR()):
+        drawn = [gradient(network, loss(network, estimator, data)) for _ in range(300)]
+        spread[type(estimator)] = torch.stack(drawn).var(0).sum()
+    assert spread[bp.ARM] < spread[bp.AR]
+
+
+def test_arm_trains_weights_and_other_sites_pathwise():
+    """The weights' gradient is that of the drawn gates; relaxed sites are drawn along."""
+    network, data = switched(Bernoulli(), hidden=nn.Tanh()), batch(8)
+    weight = network.network.requires_grad_(True).network[0].weight
+    slopes = [torch.autograd.grad(loss(network, bp.ARM(), data), weight)[0] for _ in range(1500)]
+    slopes = torch.stack(slopes)
+    (expected,) = torch.autograd.grad(enumerated(network, data), weight)
+    error = slopes.std(0) / len(slopes) ** 0.5
+    assert ((slopes.mean(0) - expected).abs() <= 5 * error + 1e-12).all()
+    network = switched(SpikeAndSlab())
+    loss(network, bp.ARM(), data).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.guide.parameters())
+
+
+@pytest.mark.parametrize("estimator", WAYS, ids=lambda way: way.share)
+def test_implicit_refuses_gates_without_a_gradient(estimator):
+    network = switched(Bernoulli())
+    with pytest.raises(ConfigError, match="ARM"):
+        loss(network, estimator, batch(8))

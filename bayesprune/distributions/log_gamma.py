@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pyro.distributions import constraints
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions.utils import broadcast_all
 from torch.types import _size
 
+from bayesprune.distributions._univariate import Univariate
 
-class LogGamma(TorchDistribution):
+
+class LogGamma(Univariate):
     r"""Distribution of :math:`u = \log g` for :math:`g \sim \mathrm{Gamma}(\alpha, 1)`.
 
     If the :math:`u_i` are independent, ``softmax(u)`` is Dirichlet with the same concentrations.
@@ -28,16 +26,10 @@ class LogGamma(TorchDistribution):
     support = constraints.real  # type: ignore[assignment]
     has_rsample = True
 
-    def __init__(self, concentration: Tensor | float, validate_args: bool | None = None) -> None:
-        (self.concentration,) = broadcast_all(concentration)
-        super().__init__(self.concentration.shape, validate_args=validate_args)
+    concentration: Tensor
 
-    def expand(self, batch_shape: _size, _instance: Any = None) -> LogGamma:
-        new: Any = self._get_checked_instance(LogGamma, _instance)
-        new.concentration = self.concentration.expand(batch_shape)
-        super(LogGamma, new).__init__(new.concentration.shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    def __init__(self, concentration: Tensor | float, validate_args: bool | None = None) -> None:
+        super().__init__(validate_args, concentration=concentration)
 
     def rsample(self, sample_shape: _size = Size()) -> Tensor:
         """Draw with gradients; shape ``sample_shape + batch_shape``."""

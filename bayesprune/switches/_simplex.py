@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesprune.errors import ConfigError
+from bayesprune.estimators import AnalyticMean, Estimator
 from bayesprune.switches._switch import Switch
 
 Total = Literal["size", "keep", "anneal"] | float
@@ -63,3 +64,10 @@ class SimplexSwitch(Switch):
     def importance(self) -> Tensor:
         """The mean share relative to an equal share: 1 = average, whatever the mass."""
         return self.mean() * (self.size / self.mass)
+
+    def threshold(self) -> float:
+        """Half of an open gate."""
+        return 0.5 * self.size / self.mass.item()
+
+    def estimator(self) -> Estimator:
+        return AnalyticMean()

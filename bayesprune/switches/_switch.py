@@ -13,14 +13,21 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn.module import PyroModule
 from torch import Tensor
+from torch.distributions import Independent
 
 from bayesprune._describe import init_args
+from bayesprune.distributions import Improper
+from bayesprune.errors import ConfigError
+from bayesprune.estimators import Estimator, Implicit
 
 # Pyro's global parameter store outlives models and mixes them up: parameters stay in modules.
 pyro.settings.set(module_local_params=True)
 
 MONTE_CARLO_DRAWS = 4096
 """Draws behind a summary that has no closed form."""
+
+SCORE_DRAWS = 64
+"""Draws behind the slope of an active probability that has no closed form."""
 
 
 @contextmanager
@@ -42,11 +49,24 @@ def at_least(low: float, value: Tensor) -> Tensor:
     return value + (low - value).clamp_min(0).detach()
 
 
+def within(low: float, high: float, value: Tensor) -> Tensor:
+    """`value`, or the nearer bound where it is outside, with the gradient of `value` everywhere."""
+    return value + (value.clamp(low, high) - value).detach()
+
+
 class Site(NamedTuple):
     """One latent variable of a switch: its prior and its variational factor."""
 
     prior: TorchDistributionMixin
     factor: TorchDistributionMixin
+
+    @property
+    def is_proper(self) -> bool:
+        """Whether the prior is a probability distribution, with draws and a density."""
+        prior: Any = self.prior
+        while isinstance(prior, Independent):
+            prior = prior.base_dist
+        return not isinstance(prior, Improper)
 
 
 class _AbstractModuleMeta(type(PyroModule), ABCMeta):
@@ -61,15 +81,25 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
     `reference`, and its constructor stores each argument under the argument's name.
 
     Gates have shape ``(..., C)`` with C the number of units of the group.
+
+    Attributes
+    ----------
+    reference : str
+        The paper.
+    size : int
+        Number of units C; 0 for a prototype.
+    fan_in : float
+        Number of weights that produce a unit, for families that make use of it.
     """
 
     reference: str
     size: int = 0
+    fan_in: float = 1.0
 
     def __init__(self) -> None:
         super().__init__()  # without the name that a Pyro module takes
 
-    def bind(self, size: int, keep: float | None = None) -> Self:
+    def bind(self, size: int, keep: float | None = None, fan_in: float = 1.0) -> Self:
         """A copy with variational parameters for `size` units.
 
         Parameters
@@ -78,9 +108,12 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
             Number of units, at least 1.
         keep : float, optional
             How many of them a budget leaves, for families that make use of it.
+        fan_in : float
+            Number of weights that produce a unit, at least 1.
         """
         bound = copy.deepcopy(self)
         bound.size = size
+        bound.fan_in = fan_in
         bound.initialise(keep)
         return bound
 
@@ -99,14 +132,31 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
     def anneal(self, progress: float) -> None:
         """Take note that a fraction `progress` in [0, 1] of the fit is done."""
 
+    def estimator(self) -> Estimator:
+        """The estimator that the family is fitted with unless another is asked for."""
+        return Implicit(16, "group")
+
     def sample(self, num_draws: int) -> Tensor:
         """Gates drawn from the variational posterior, shape ``(num_draws, C)``; no gradient."""
         with torch.no_grad():
             sites = self.sites().items()
             return self.gate({name: site.factor.sample((num_draws,)) for name, site in sites})
 
+    @property
+    def has_prior(self) -> bool:
+        """Whether the prior of the gates is a probability distribution."""
+        return all(site.is_proper for site in self.sites().values())
+
     def prior_sample(self, num_draws: int) -> Tensor:
-        """Gates drawn from the prior, shape ``(num_draws, C)``."""
+        """Gates drawn from the prior, shape ``(num_draws, C)``.
+
+        Raises
+        ------
+        ConfigError
+            If the prior is improper.
+        """
+        if not self.has_prior:
+            raise ConfigError(f"{type(self).__name__}: the prior is improper and has no draws")
         with torch.no_grad():
             sites = self.sites().items()
             return self.gate({name: site.prior.sample((num_draws,)) for name, site in sites})
@@ -138,11 +188,63 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
         """The family's own score, higher = keep, shape ``(C,)``."""
         return self.mean()
 
+    def threshold(self) -> float:
+        """The importance from which on the family's own rule keeps a channel."""
+        return 0.5
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether the family has `evidence`."""
+        return type(self).evidence is not Switch.evidence
+
+    def evidence(self, bits: int | None = None) -> Tensor:
+        """Gain in log evidence if a gate's prior is replaced by one that shuts it, ``(C,)``.
+
+        Bayesian model reduction: a channel with a gain of at least 0 can go.
+
+        Parameters
+        ----------
+        bits : int, optional
+            None for a prior with all mass at the lower end; otherwise a uniform prior on
+            gates that do not exceed ``2 ** -bits``.
+
+        Raises
+        ------
+        ConfigError
+            If the family has no such gain in closed form.
+        """
+        raise ConfigError(
+            f"EvidenceStop: {type(self).__name__} has no change of evidence in closed form; "
+            "use FamilyRule or a budget"
+        )
+
+    # For objectives. -----------------------------------------------------------------------------
+
+    def active_probability(self) -> Tensor:
+        """Probability that each gate is at work, shape ``(C,)``, with its gradient.
+
+        That the gate is not 0, for families that have such a probability; for multiplicative noise,
+        the keep rate of the dropout with the same ratio of mean to standard deviation,
+        ``mean² / (mean² + variance)``; otherwise that the gate is above 0.1, with the gradient of
+        the score function, leave-one-out baselines included.
+        """
+        factors = {name: site.factor for name, site in self.sites().items()}
+        with torch.no_grad():
+            values = {name: factor.sample((SCORE_DRAWS,)) for name, factor in factors.items()}
+            active = (self.gate(values) > 0.1).to(torch.get_default_dtype())
+            advantage = (active - active.mean(0)) / (SCORE_DRAWS - 1)
+        density = torch.stack([f.log_prob(values[name]) for name, f in factors.items()]).sum(0)
+        if not density.isfinite().all():  # a degenerate factor has no score
+            return active.mean(0)
+        slope = (density[:, None] * advantage).sum(0)
+        return active.mean(0) + slope - slope.detach()
+
     @property
     def init_args(self) -> dict[str, Any]:
         """The hyper-parameters, by the names of the constructor's arguments."""
         return init_args(self)
 
-    def extra_repr(self) -> str:
+    def __repr__(self) -> str:
         shown = {**self.init_args, **({"size": self.size} if self.size else {})}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        arguments = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"{type(self).__name__}({arguments})"

@@ -4,6 +4,7 @@ A new family needs nothing here; hyper-parameters other than its defaults go int
 """
 
 import copy
+import functools
 import math
 import pickle
 
@@ -11,13 +12,15 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
+from bayesprune._describe import describe
+from bayesprune.distributions import Concrete
 from bayesprune.errors import ConfigError
-from bayesprune.switches import FAMILIES, Dirichlet, LogisticNormal
+from bayesprune.switches import FAMILIES, Dirichlet, Horseshoe, LogisticNormal, SpikeAndSlab
 from bayesprune.switches._simplex import SimplexSwitch
 from bayesprune.switches._switch import MONTE_CARLO_DRAWS, Switch
 
 SIZE = 6
-DRAWS = 100_000
+DRAWS = 1_000_000
 ALSO = {
     Dirichlet: [
         {"concentration": 2.0, "total": "keep"},
@@ -28,14 +31,16 @@ ALSO = {
         {"rank": 2, "total": "keep"},
         {"rank": "full", "concentration": 1.0, "total": 3},
     ],
+    SpikeAndSlab: [{"slab": Horseshoe()}],
 }
+FAN_IN = 25.0
 PROTOTYPES = [family(**args) for family in FAMILIES for args in ({}, *ALSO.get(family, []))]
 every = pytest.mark.parametrize("prototype", PROTOTYPES, ids=repr)
 
 
 def fitted(prototype, size=SIZE):
     """A switch in double precision whose factor is somewhere in its family."""
-    switch = prototype.bind(size, keep=0.4 * size).double()
+    switch = prototype.bind(size, keep=0.4 * size, fan_in=FAN_IN).double()
     generator = torch.Generator().manual_seed(size)
     with torch.no_grad():
         for parameter in switch.parameters():
@@ -43,8 +48,18 @@ def fitted(prototype, size=SIZE):
     return switch
 
 
+@functools.cache
+def sample(prototype):
+    """Draws of the fitted switch, made once."""
+    return fitted(prototype).sample(DRAWS)
+
+
 def divergence(switch):
     return sum(kl_divergence(site.factor, site.prior) for site in switch.sites().values())
+
+
+def reparameterised(switch):
+    return all(site.factor.has_rsample for site in switch.sites().values())
 
 
 def draw(switch, count, kind="factor"):
@@ -98,8 +113,9 @@ def test_gates_keep_leading_dimensions(prototype):
 @every
 @pytest.mark.parametrize("size", [1, SIZE, 4096])
 def test_gates_are_finite_at_every_size(prototype, size):
-    switch = prototype.bind(size, keep=max(1.0, 0.1 * size))
-    for gates in (switch.sample(3), switch.prior_sample(3)):
+    switch = prototype.bind(size, keep=max(1.0, 0.1 * size), fan_in=FAN_IN)
+    drawn = [switch.sample(3), *([switch.prior_sample(3)] if switch.has_prior else [])]
+    for gates in drawn:
         assert gates.shape == (3, size)
         assert gates.isfinite().all()
         if isinstance(switch, SimplexSwitch):
@@ -112,8 +128,8 @@ def test_gates_are_finite_at_every_size(prototype, size):
     assert kl.shape == ()
     assert kl >= 0
     for site in switch.sites().values():  # without complaints from a validator
-        assert site.prior.log_prob(site.factor.rsample((5,))).shape == (5,)
-        assert site.factor.log_prob(site.factor.rsample((5,))).isfinite().all()
+        assert site.prior.log_prob(site.factor.sample((5,))).shape == (5,)
+        assert site.factor.log_prob(site.factor.sample((5,))).isfinite().all()
 
 
 # Summaries ---------------------------------------------------------------------------------------
@@ -122,7 +138,7 @@ def test_gates_are_finite_at_every_size(prototype, size):
 @every
 def test_mean_and_sd(prototype):
     switch = fitted(prototype)
-    draws = switch.sample(DRAWS)
+    draws = sample(prototype)
     variance = draws.var(0)
     assert_within_5(draws.mean(0) - switch.mean(), variance * variance_of(switch, "mean"))
     fourth = (draws - draws.mean(0)).pow(4).mean(0) - variance.square()
@@ -133,10 +149,13 @@ def test_mean_and_sd(prototype):
 @pytest.mark.parametrize("q", [0.03, 0.5, 0.97])
 def test_quantile(prototype, q):
     switch = fitted(prototype)
-    below = (switch.sample(DRAWS) <= switch.quantile(q)).double().mean(0)
+    draws, quantile = sample(prototype), switch.quantile(q)
     variance = torch.tensor(q * (1 - q) * variance_of(switch, "quantile"))
     # A quantile from draws lies between two of them.
-    assert ((below - q).abs() <= 5 * variance.sqrt() + 1 / MONTE_CARLO_DRAWS).all()
+    error = 5 * variance.sqrt() + 1 / MONTE_CARLO_DRAWS
+    rounding = 1e-9 * quantile.abs()
+    assert ((draws <= quantile + rounding).double().mean(0) >= q - error).all()
+    assert ((draws < quantile - rounding).double().mean(0) <= q + error).all()
 
 
 @every
@@ -144,7 +163,7 @@ def test_quantile(prototype, q):
 def test_probability_below(prototype, fraction):
     switch = fitted(prototype)
     threshold = fraction * switch.mean().max().item()
-    draws = (switch.sample(DRAWS) < threshold).double().mean(0)
+    draws = (sample(prototype) < threshold).double().mean(0)
     variance = (draws * (1 - draws)).clamp_min(1 / DRAWS)
     assert_within_5(
         draws - switch.probability_below(threshold),
@@ -185,10 +204,13 @@ def test_divergence_is_registered_and_right(prototype):
     for site in switch.sites().values():
         assert site.prior.batch_shape == site.factor.batch_shape == ()
         assert site.prior.event_shape == site.factor.event_shape
-        draws = site.factor.rsample((DRAWS,)).detach()
-        ratio = site.factor.log_prob(draws) - site.prior.log_prob(draws)
+        draws = site.factor.sample((DRAWS,))
         kl = kl_divergence(site.factor, site.prior)
         assert kl >= 0
+        # Improper priors and relaxed variables have divergences of their own, tested with them.
+        if not site.is_proper or isinstance(getattr(site.factor, "base_dist", None), Concrete):
+            continue
+        ratio = site.factor.log_prob(draws) - site.prior.log_prob(draws)
         assert_within_5(ratio.mean() - kl, ratio.var() / DRAWS)
 
 
@@ -203,6 +225,10 @@ def test_divergence_gradient(prototype):
 def test_gradient_of_draws(prototype):
     """The mean gradient of E[c z²] over draws is the slope of c (mean² + sd²)."""
     switch = fitted(prototype)
+    if not reparameterised(switch):
+        with pytest.raises(NotImplementedError):
+            draw(switch, 1)
+        return  # ARM and AR have tests of their own
     weights = torch.linspace(-1, 1, SIZE, dtype=torch.double) + 0.1
 
     def expectation(switch):
@@ -223,7 +249,7 @@ def test_gradient_of_draws(prototype):
 @every
 def test_distributions_expand(prototype):
     for site in fitted(prototype).sites().values():
-        for distribution in site:
+        for distribution in site if site.is_proper else [site.factor]:
             wide = distribution.expand(torch.Size((3,)))
             assert wide.batch_shape == (3,)
             assert wide.sample().shape == (3, *distribution.event_shape)
@@ -232,7 +258,7 @@ def test_distributions_expand(prototype):
 
 def extreme(prototype, value, spread):
     """A switch whose unconstrained parameters are all near a value, or near it and its negative."""
-    switch = prototype.bind(SIZE, keep=2.0)
+    switch = prototype.bind(SIZE, keep=2.0, fan_in=FAN_IN)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in switch.parameters():
@@ -248,9 +274,14 @@ def test_extreme_parameters_give_no_nan(prototype, value, spread):
     kl = divergence(switch)
     assert kl >= 0
     results = [kl, switch.mean(), switch.sd(), switch.quantile(0.03), switch.quantile(0.97)]
-    results += [switch.probability_below(0.1), switch.sample(100), switch.prior_sample(100)]
-    gates = switch.gate(draw(switch, 100))
-    results += [gates, gradient(switch, gates[:, 0].sum())]
+    results += [switch.probability_below(0.1), switch.sample(100), switch.importance()]
+    results += [switch.prior_sample(100)] if switch.has_prior else []
+    if reparameterised(switch):
+        gates = switch.gate(draw(switch, 100))
+        results += [gates, gradient(switch, gates[:, 0].sum())]
+    active = switch.active_probability()
+    results += [active, gradient(switch, active.sum())] if active.requires_grad else []
+    assert ((active >= 0) & (active <= 1)).all()
     assert not any(result.isnan().any() for result in results)
 
 
@@ -268,7 +299,7 @@ def test_an_overshooting_parameter_comes_back(prototype):
 
 @every
 def test_binding_leaves_the_prototype_alone_and_is_deterministic(prototype):
-    first, second = prototype.bind(SIZE, keep=2.0), prototype.bind(SIZE, keep=2.0)
+    first, second = (prototype.bind(SIZE, keep=2.0, fan_in=FAN_IN) for _ in range(2))
     assert not list(prototype.parameters())
     assert prototype.size == 0
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
@@ -279,13 +310,14 @@ def test_binding_leaves_the_prototype_alone_and_is_deterministic(prototype):
 @every
 def test_copies(prototype):
     switch = fitted(prototype)
-    fresh = prototype.bind(SIZE, keep=float(SIZE)).double()
+    fresh = prototype.bind(SIZE, keep=float(SIZE), fan_in=FAN_IN).double()
     fresh.load_state_dict(switch.state_dict())
     for other in (fresh, copy.deepcopy(switch), pickle.loads(pickle.dumps(switch))):
         assert torch.equal(other.mean(), switch.mean())
         assert torch.equal(other.importance(), switch.importance())
         with torch.no_grad():
-            next(other.parameters()).add_(torch.linspace(0, 1, SIZE))
+            for parameter in other.parameters():
+                parameter.add_(torch.linspace(0.1, 1, parameter.numel()).view_as(parameter))
         assert not torch.equal(other.mean(), switch.mean())
 
 
@@ -303,7 +335,7 @@ def test_dtype(prototype):
 @every
 def test_init_args_build_the_same_prototype(prototype):
     again = type(prototype)(**prototype.init_args)
-    assert again.init_args == prototype.init_args
+    assert describe(again) == describe(prototype)
     assert repr(again) == repr(prototype)
     assert all(f"{name}=" in repr(prototype) for name in prototype.init_args)
 
@@ -312,7 +344,7 @@ def test_init_args_build_the_same_prototype(prototype):
 def test_bad_hyper_parameters(prototype):
     for name, value in type(prototype)().init_args.items():
         bad = {float: [math.nan, math.inf, -1.0, 0.0], int: [-1, 0.5], str: ["nonsense", None]}
-        for other in bad[type(value)]:
+        for other in bad.get(type(value), []):
             with pytest.raises(ConfigError, match=name):
                 type(prototype)(**{**prototype.init_args, name: other})
 
