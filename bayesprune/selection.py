@@ -106,11 +106,12 @@ class Context:
         self.loss_function = loss_function
         self.measure = measure
 
-    def reweighted(self, network: nn.Module, loader: Iterable[Any]) -> Context:
-        """The same for a network with other weights, and data for its loss; latency is kept."""
+    def changed(self, **changes: Any) -> Context:
+        """A copy with other limits, weights or data; what latency was measured stays."""
         other = copy.copy(self)
         other.__dict__.pop("loss", None)
-        other.network, other.loader = network, loader
+        for name, value in changes.items():
+            setattr(other, name, value)
         return other
 
     def widths(self, name: str) -> np.ndarray:
@@ -377,11 +378,14 @@ class Budget(Rule):
     step: float = 0.04
 
     def __post_init__(self) -> None:
-        given = [v for v in (self.macs, self.params, self.latency_ms) if v is not None]
-        if len(given) != 1 or not given[0] > 0:
+        kinds = {"macs": self.macs, "params": self.params, "latency_ms": self.latency_ms}
+        given = {kind: value for kind, value in kinds.items() if value is not None}
+        if len(given) != 1 or not all(value > 0 for value in given.values()):
+            found = ", ".join(f"{kind}={value}" for kind, value in given.items()) or "none"
+            more = "; set the others to None (on the command line: null)" if len(given) > 1 else ""
             raise ConfigError(
-                "Budget: expected one positive number, macs, params or latency_ms, got "
-                f"{self.macs}, {self.params}, {self.latency_ms}"
+                "Budget: expected exactly one of macs, params and latency_ms, above 0; got "
+                f"{found}{more}"
             )
         if not 0 < self.step < 1:
             raise ConfigError(f"Budget: expected a step in (0, 1), got {self.step}")
@@ -789,7 +793,7 @@ def select(
 def choose(evidence: Any, rule: Rule | None, context: Context) -> PruningPlan:
     """`select` within a context that outlives one choice, so that latency is measured once."""
     groups = context.groups
-    if not isinstance(evidence, ChannelScores) and not callable(getattr(evidence, "scores", None)):
+    if type(evidence) is not ChannelScores and not callable(getattr(evidence, "scores", None)):
         raise PlanError(
             "select: expected ChannelScores or a SwitchPosterior, got "
             f"{type(evidence).__name__}; ChannelScores(values, measure) holds your own scores"
@@ -799,9 +803,7 @@ def choose(evidence: Any, rule: Rule | None, context: Context) -> PruningPlan:
     rule = evidence.default_rule() if rule is None else rule
     if not isinstance(rule, Rule):
         raise PlanError(f"select: expected a rule like Budget(macs=0.5), got {rule!r}")
-    if not isinstance(evidence, ChannelScores):
-        evidence = evidence.scores(rule.measure)
-    scores: ChannelScores = evidence
+    scores = evidence if isinstance(evidence, ChannelScores) else evidence.scores(rule.measure)
     for name, values in scores.values.items():
         if name not in groups or groups[name].size != len(values):
             have = groups[name].size if name in groups else "no such group"

@@ -33,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data.distributed import DistributedSampler
 
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
-from bayesprune.errors import CheckpointError, ConfigError, DataError, FitError
+from bayesprune.errors import BayespruneError, CheckpointError, ConfigError, DataError, FitError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -1008,12 +1008,12 @@ def _heads(network: nn.Module, inputs: Tensor) -> list[Tensor]:
 def _output(network: nn.Module, inputs: Tensor) -> Any:
     try:
         return network(inputs)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, BayespruneError):
         raise
-    except RuntimeError as error:
+    except Exception as error:
         raise DataError(
-            f"loader: expected inputs that {type(network).__name__} can be applied to, "
-            f"got {inputs.dtype} of shape {tuple(inputs.shape)}: {error}"
+            f"loader: expected inputs that {type(network).__name__} can be applied to, got "
+            f"{inputs.dtype} of shape {tuple(inputs.shape)}: {type(error).__name__}: {error}"
         ) from error
 
 
