@@ -84,7 +84,7 @@ def test_start_of_training_as_published():
 
 
 @pytest.mark.parametrize("mu", [-60, -20, -7, 0, 5])
-@pytest.mark.parametrize("log_sigma", [-20, -8, 0, 5])
+@pytest.mark.parametrize("log_sigma", [-20, -8, 0, 1.4, 5])
 def test_extremes_are_those_of_eighty_digits(mu, log_sigma):
     with mpmath.workdps(80):
         sigma = mpmath.mpf(math.exp(log_sigma))
