@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 from typing import Any
 
@@ -31,6 +32,19 @@ def describe(value: Any) -> Any:
         "class_path": f"{family.__module__}.{family.__qualname__}",
         "init_args": describe(init_args(value)),
     }
+
+
+def build(description: Any) -> Any:
+    """What `describe` described, of plain values and objects with a ``class_path``."""
+    if isinstance(description, list):
+        return [build(item) for item in description]
+    if not isinstance(description, dict):
+        return description
+    values = {key: build(item) for key, item in description.items()}
+    if set(values) != {"class_path", "init_args"}:
+        return values
+    module, _, name = values["class_path"].rpartition(".")
+    return getattr(importlib.import_module(module), name)(**values["init_args"])
 
 
 def _has_family(value: Any) -> bool:

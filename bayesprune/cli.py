@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.command(options, rest)
     except (BayespruneError, OSError) as error:
-        print(f"bayesprune: {error}", file=sys.stderr)
+        print(f"bayesprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bayesprune: interrupted; continue with --resume", file=sys.stderr)
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     groups = commands.add_parser("groups", help="prunable groups and costs of a model")
     groups.add_argument("model", help="torchvision:NAME, bayesprune:NAME or python.path:factory")
     groups.add_argument("--input", help="shape of one input, for example 3,224,224")
+    groups.add_argument("--ignore", help="modules whose channels all stay, for example layer1,fc")
     groups.set_defaults(command=_groups)
 
     methods = commands.add_parser("methods", help="every method with its kind and reference")
@@ -115,8 +116,12 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
 def _compare(options: argparse.Namespace, rest: list[str]) -> None:
     from bayesprune.reporting import compare_runs
 
-    frame = compare_runs([Path(folder) for folder in options.folders], Path(options.out))
+    out = Path(options.out)
+    frame = compare_runs([Path(folder) for folder in options.folders], out)
     Console().print(frame.to_string(index=False))
+    if frame["method"].str.contains("of the same seed").any():
+        print("runs of one recipe and seed are listed apart, not averaged")
+    print(f"{out / 'compare.csv'}, {out / 'compare.png'}")
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
@@ -154,7 +159,8 @@ def _groups(options: argparse.Namespace, rest: list[str]) -> None:
             ) from error
     else:
         shape = models.input_shape(name) if source == "bayesprune" else (3, 224, 224)
-    groups = trace_groups(network, torch.zeros(1, *shape))
+    ignore = options.ignore.split(",") if options.ignore else []
+    groups = trace_groups(network, torch.zeros(1, *shape), ignore)
     model = CostModel(groups)
     dense = model({})
     table = Table(title=f"{options.model}, input {shape}: {dense}")

@@ -51,6 +51,10 @@ class FitConfig:
     kl_weight: float | dict[str, float] = 1.0
     fold: bool = True
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigError(f"fit.epochs: expected at least 1, got {self.epochs}")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -80,6 +84,8 @@ class RunConfig:
         geometrically.
     limits : Limits
         `minimum`, `round_to` and `protect`: how many channels each group may keep.
+    ignore : list of str
+        Modules whose channels all stay, see `trace_groups`.
     fabric : FabricConfig
     """
 
@@ -95,6 +101,7 @@ class RunConfig:
     finetune: TrainConfig = field(default_factory=TrainConfig)
     rounds: int = 1
     limits: Limits = field(default_factory=Limits)
+    ignore: list[str] = field(default_factory=list)
     fabric: FabricConfig = field(default_factory=FabricConfig)
 
     def __post_init__(self) -> None:

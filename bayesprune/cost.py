@@ -296,23 +296,33 @@ class CostCurves:
                     gone = np.concatenate([[0], counts[np.asarray(units)].cumsum()])
                     cuts.setdefault(tensor, {})[axis] = gone
 
-    def __call__(self, name: str) -> np.ndarray:
-        """Cost with 0, 1, …, C units removed from a group, minus the cost now.
+    def __call__(self, name: str, counts: np.ndarray | None = None) -> np.ndarray:
+        """Cost with these numbers of units removed from a group, minus the cost now.
+
+        Parameters
+        ----------
+        name : str
+        counts : ndarray, optional
+            Ascending numbers of units; 0, 1, …, C by default.
 
         Returns
         -------
         ndarray
-            Shape ``(C + 1,)``, non-increasing, 0 at ``removed[name]``.
+            Shape of `counts`, non-increasing, 0 at ``removed[name]``.
         """
-        now, total = self.removed[name], np.zeros(self._sizes[name] + 1)
+        now = self.removed[name]
+        counts = np.arange(self._sizes[name] + 1) if counts is None else counts
+        total, before = np.zeros(len(counts)), 0.0
         for tensor, cuts in self._cuts[name].items():
+            lengths = self._lengths[tensor]
             left = [
-                length + cuts[axis][now] - cuts[axis] if axis in cuts else length
-                for axis, length in enumerate(self._lengths[tensor])
+                length + cuts[axis][now] - cuts[axis][counts] if axis in cuts else length
+                for axis, length in enumerate(lengths)
             ]
             for term in self._terms[tensor]:
                 total = total + math.prod((left[axis] for axis in term.axes), start=term.price)
-        return total - total[now]
+                before += math.prod((lengths[axis] for axis in term.axes), start=term.price)
+        return total - before
 
     def set(self, name: str, count: int) -> None:
         """Remove `count` units of a group, not more and not fewer."""

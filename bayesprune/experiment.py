@@ -7,8 +7,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,20 +19,22 @@ import yaml
 from torch import Tensor, nn
 
 from bayesprune import datasets, models
+from bayesprune._describe import build, describe
 from bayesprune._modes import evaluating
 from bayesprune._version import __version__
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
 from bayesprune.config import RunConfig, load_config
 from bayesprune.cost import cost, latency
+from bayesprune.criteria import Criterion
 from bayesprune.datasets import Data
-from bayesprune.errors import CheckpointError, ConfigError, DataError
+from bayesprune.errors import CheckpointError, ConfigError, DataError, PlanError
 from bayesprune.estimators import Estimator
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
-from bayesprune.plan import PruningPlan
+from bayesprune.plan import Limits, PruningPlan
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.reporting import ReportData, write_card, write_report
-from bayesprune.selection import Context, Rule, select
+from bayesprune.reporting import ReportData, read_summary, write_card, write_report
+from bayesprune.selection import Context, Rule, choose
 from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
@@ -91,7 +93,7 @@ class _Folder:
 
     def __init__(self, path: Path, config: RunConfig, resume: bool) -> None:
         self.path = path
-        text = config.to_yaml()
+        self._config = text = config.to_yaml()
         file = path / "config.yaml"
         if file.exists():
             if not resume:
@@ -99,11 +101,18 @@ class _Folder:
                     f"{path}: holds a run already; continue with --resume or choose another --out"
                 )
             if file.read_text() != text:
-                changed = _difference(yaml.safe_load(file.read_text()), yaml.safe_load(text))
+                try:
+                    changed = _difference(yaml.safe_load(file.read_text()), yaml.safe_load(text))
+                except (UnicodeDecodeError, yaml.YAMLError) as error:
+                    raise CheckpointError(f"{file}: expected a configuration: {error}") from error
                 raise ConfigError(f"{path}: holds a run with another configuration ({changed})")
         elif path.exists() and any(path.iterdir()):
             raise ConfigError(f"{path}: not empty and not a run folder; choose another --out")
-        write_text_atomic(file, text)
+
+    def begin(self) -> None:
+        """Take the folder; before that nothing is written to it."""
+        if not (self / "config.yaml").exists():
+            write_text_atomic(self / "config.yaml", self._config)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -124,17 +133,30 @@ class _Folder:
 
     def note(self, name: str, make: Callable[[], Any]) -> Any:
         """JSON-like values of a stage, made once."""
-        file = self.path / "state" / "notes.json"
-        notes = json.loads(file.read_text()) if file.exists() else {}
+        notes = self._read_notes()
         if name not in notes:
             notes[name] = make()
-            write_text_atomic(file, json.dumps(notes, indent=1))
+            self.begin()
+            write_text_atomic(self._notes, json.dumps(notes, indent=1))
         return notes[name]
 
     def notes(self, kind: str) -> dict[str, Any]:
         """All notes whose name starts with ``kind/``."""
-        notes = json.loads((self.path / "state" / "notes.json").read_text())
-        return {k.partition("/")[2]: v for k, v in notes.items() if k.startswith(f"{kind}/")}
+        notes = self._read_notes().items()
+        return {k.partition("/")[2]: v for k, v in notes if k.startswith(f"{kind}/")}
+
+    @property
+    def _notes(self) -> Path:
+        return self.path / "state" / "notes.json"
+
+    def _read_notes(self) -> dict[str, Any]:
+        try:
+            notes = json.loads(self._notes.read_text()) if self._notes.exists() else {}
+            if not isinstance(notes, dict):
+                raise ValueError(f"expected an object, got {type(notes).__name__}")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self._notes}: expected the notes of a run: {error}") from error
+        return notes
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str:
@@ -184,14 +206,21 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
     """All stages up to the summary."""
     fabric = make_fabric(config.fabric)
     data = datasets.load(config.data, config.seed)
+    network = _network(config, data, fabric)
+    example = fabric.to_device(data.example_input)
+    groups = trace_groups(network, example, config.ignore)
+    context = Context(groups, config.limits, network=network, example_input=example)
+    rules = _rules(config, folder, context)
     metrics = MetricsWriter(folder / "metrics.csv")
-    dense = _pretrain(config, folder, data, fabric, metrics)
+    dense = _pretrain(config, folder, data, fabric, metrics, context)
     dense_metrics = folder.note("dense", partial(_measure, dense, data, fabric))
     folder.note("held_out/dense", partial(evaluate, dense, data.validation))
-    network, plan, posterior = _rounds(config, folder, data, fabric, metrics, dense)
+    network, plan, posterior = _rounds(config, rules, folder, data, fabric, metrics, context)
     pruned_metrics = folder.note("pruned", partial(_measure, network, data, fabric))
     folder.note("held_out/pruned", partial(evaluate, network, data.validation))
 
+    if not metrics.path.exists():
+        metrics.write("pretrain", [])  # nothing was trained
     save_pruned(folder / "pruned.safetensors", network, plan)
     plan.save(folder / "plan.json")
     if posterior is not None:
@@ -209,29 +238,80 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
         "test_size": len(data.test.dataset),  # type: ignore[arg-type]
         "held_out": folder.notes("held_out"),
         "architecture": plan.architecture,
-        "seconds": {**_seconds(folder / "metrics.csv"), **folder.notes("seconds")},
+        "seconds": {**_seconds(metrics.path), **folder.notes("seconds")},
         "versions": _versions(),
     }
     write_text_atomic(folder / "summary.json", json.dumps(summary, indent=1))
 
 
-def _pretrain(
-    config: RunConfig, folder: _Folder, data: Data, fabric: Fabric, metrics: MetricsWriter
-) -> nn.Module:
+def _network(config: RunConfig, data: Data, fabric: Fabric) -> nn.Module:
+    """The network before the first stage, tried on an image."""
     torch.manual_seed(config.seed)
     network = fabric.to_device(models.load(config.model, **config.model_args))
     try:
         with evaluating(network):
             network(fabric.to_device(data.example_input))
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:
         raise DataError(
             f"{config.model} does not take images of {config.data.name} "
-            f"{tuple(data.example_input.shape[1:])}: {error}"
+            f"{tuple(data.example_input.shape[1:])}: {type(error).__name__}: {error}"
         ) from error
+    return network if config.dense is None else load_pruned(config.dense, network)
+
+
+def _rules(config: RunConfig, folder: _Folder, context: Context) -> list[Rule]:
+    """What decides in each round, once it is clear that it can be done.
+
+    Noted, because latency is never measured the same twice.
+    """
+
+    def make() -> list[Any]:
+        config.limits.check(context.groups)
+        config.rule.check(context)
+        rules = []
+        for number in range(1, config.rounds + 1):
+            rule = config.rule.at(number / config.rounds, context)
+            if number < config.rounds:
+                rule.check(context.changed(limits=_between_rounds(config.limits, context)))
+            rules.append(describe(rule))
+        return rules
+
+    return [build(rule) for rule in folder.note("rules", make)]
+
+
+def _between_rounds(limits: Limits, context: Context) -> Limits:
+    """Two blocks at least where layers mix channels in blocks.
+
+    With one block such a layer is an ordinary one, whose channels the next trace takes one by one.
+    """
+    assert context.network is not None
+    modules = dict(context.network.named_modules())
+    minimum = limits.minimum
+    if isinstance(minimum, int):
+        minimum = dict.fromkeys(context.groups, minimum)
+    for name, group in context.groups.items():
+        layers = [modules[path] for path in group.modules("passthrough")]
+        # Blocks of convolutions and of group normalizations.
+        blocks = [getattr(m, "groups", getattr(m, "num_groups", 1)) for m in layers]
+        if any(number > 1 for number in blocks):
+            minimum = {**minimum, name: max(2, minimum.get(name, 1))}
+    return replace(limits, minimum=minimum)
+
+
+def _pretrain(
+    config: RunConfig,
+    folder: _Folder,
+    data: Data,
+    fabric: Fabric,
+    metrics: MetricsWriter,
+    context: Context,
+) -> nn.Module:
+    assert context.network is not None
+    network = context.network
 
     def train() -> nn.Module:
         if config.dense is not None:
-            return load_pruned(config.dense, network)
+            return network
         train_network(
             network,
             data.train,
@@ -245,8 +325,8 @@ def _pretrain(
         )
         return network
 
-    network = folder.tensors("pretrain", network, train)
-    sizes = trace_groups(network, fabric.to_device(data.example_input)).sizes
+    folder.tensors("pretrain", network, train)
+    sizes = context.groups.sizes
     whole = PruningPlan({n: list(range(s)) for n, s in sizes.items()}, sizes, "dense")
     save_pruned(folder / "dense.safetensors", network, whole)
     return network
@@ -254,53 +334,62 @@ def _pretrain(
 
 def _rounds(
     config: RunConfig,
+    rules: Sequence[Rule],
     folder: _Folder,
     data: Data,
     fabric: Fabric,
     metrics: MetricsWriter,
-    dense: nn.Module,
+    context: Context,
 ) -> tuple[nn.Module, PruningPlan, SwitchPosterior | None]:
-    example = fabric.to_device(data.example_input)
-    original = trace_groups(dense, example)
-    config.limits.check(original)
-    context = Context(original, config.limits, network=dense, example_input=example)
-    network, posterior = dense, None
-    plan = PruningPlan({n: list(range(s)) for n, s in original.sizes.items()}, original.sizes)
-    for number in range(1, config.rounds + 1):
+    dense, example = context.network, context.example_input
+    assert dense is not None
+    assert example is not None
+    network, posterior, sizes = dense, None, context.groups.sizes
+    plan = PruningPlan({n: list(range(s)) for n, s in sizes.items()}, sizes)
+    for number, rule in enumerate(rules, start=1):
         suffix = "" if config.rounds == 1 else f"-{number}"
-        rule = config.rule.at(number / config.rounds, context)
-        groups = trace_groups(network, example)
+        if number > 1:
+            groups = trace_groups(network, example, config.ignore)
+            _check_mapping(groups, plan, number)
+            context = Context(groups, config.limits, network=network, example_input=example)
+        if number < config.rounds:
+            context = context.changed(limits=_between_rounds(config.limits, context))
+        else:
+            context = context.changed(limits=config.limits)
         file = folder / f"state/plan{suffix}.json"
         channels = {name: torch.tensor(kept) for name, kept in plan.kept.items()}
+        evidence: Any = config.method
         if isinstance(config.method, Switch):
             network, posterior = _fit(
-                config, rule, folder, data, fabric, metrics, network, groups, channels, suffix
+                config, rule, folder, data, fabric, metrics, context, channels, suffix
             )
-            evidence: Any = posterior
-        else:
-            evidence = config.method
+            evidence = posterior
         if not file.exists():
             started = time.perf_counter()
-            if evidence is config.method:
-                evidence = config.method.scores(network, groups, data.train_plain)
-            step = select(
-                evidence,
-                rule,
-                groups=groups,
-                network=network,
-                loader=data.validation,
-                example_input=example,
-                **asdict(config.limits),
-            )
-            step.save(file)
+            if isinstance(config.method, Criterion):
+                evidence = config.method.scores(network, context.groups, data.train_plain)
+            context = context.changed(network=network, loader=data.validation)
+            choose(evidence, rule, context).save(file)
             seconds = round(time.perf_counter() - started, 2)
             folder.note(f"seconds/select{suffix}", lambda value=seconds: value)
         step = PruningPlan.load(file)
-        network = remove_channels(network, step, example)
+        network = remove_channels(network, step, example, groups=context.groups)
         plan = plan.then(step)
         folder.note(f"held_out/cut{suffix}", partial(evaluate, network, data.validation))
         network = _finetune(config, folder, data, fabric, metrics, network, dense, suffix)
     return network, plan, posterior
+
+
+def _check_mapping(groups: ChannelGroups, plan: PruningPlan, number: int) -> None:
+    """Channels are known by their place in the dense network, whatever the round."""
+    if groups.sizes != plan.widths:
+        names = [*plan.widths, *groups]
+        wrong = [n for n in dict.fromkeys(names) if groups.sizes.get(n) != plan.widths.get(n)]
+        raise PlanError(
+            f"rounds: before round {number} the network has other channel groups than the last "
+            f"round left ({', '.join(wrong)}); keep more of them with limits.minimum, or set "
+            "rounds to 1"
+        )
 
 
 def _fit(
@@ -310,8 +399,7 @@ def _fit(
     data: Data,
     fabric: Fabric,
     metrics: MetricsWriter,
-    network: nn.Module,
-    groups: ChannelGroups,
+    context: Context,
     channels: dict[str, Tensor],
     suffix: str,
 ) -> tuple[nn.Module, SwitchPosterior]:
@@ -319,11 +407,10 @@ def _fit(
     assert isinstance(config.method, Switch)
     settings = config.fit
     file = folder.state(f"posterior{suffix}")
-    example = fabric.to_device(data.example_input)
-    context = Context(groups, config.limits, network=network, example_input=example)
+    assert context.network is not None
     switched = SwitchedNetwork(
-        network,
-        groups,
+        context.network,
+        context.groups,
         config.method,
         num_data=data.num_train,
         # Noted, because latency is never measured the same twice.
@@ -399,12 +486,26 @@ def _measure(network: nn.Module, data: Data, fabric: Fabric) -> dict[str, float]
     return {**quality, **asdict(cost(network, example)), "latency_ms": latency(network, example)}
 
 
+def _read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of ``metrics.csv``."""
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            if (reader.fieldnames or [])[:2] != ["stage", "epoch"]:
+                raise ValueError(f"expected columns stage, epoch, …, got {reader.fieldnames}")
+            for row in rows:
+                _ = [float(row[name]) for name in ("epoch", "loss", "seconds")]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise CheckpointError(f"{path}: expected the metrics of a run: {error!r}") from error
+    return rows
+
+
 def _seconds(metrics: Path) -> dict[str, float]:
     """Seconds of training by stage, those before an interruption included."""
     seconds: dict[str, float] = {}
-    with metrics.open() as file:
-        for row in csv.DictReader(file):
-            seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + float(row["seconds"])
+    for row in _read_metrics(metrics):
+        seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + float(row["seconds"])
     return {stage: round(value, 2) for stage, value in seconds.items()}
 
 
@@ -423,11 +524,11 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         If the folder holds no finished run, or a file of it is damaged.
     """
     folder = Path(folder)
+    summary = read_summary(folder)
     try:
-        summary = json.loads((folder / "summary.json").read_text())
         config = load_config(folder / "config.yaml")
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: expected a finished run folder: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / 'config.yaml'}: {error}") from error
     plan = PruningPlan.load(folder / "plan.json")
     network = load_pruned(
         folder / "pruned.safetensors", models.load(config.model, **config.model_args)
@@ -439,8 +540,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
 
 def rebuild_report(run: Run) -> Path:
     """Write ``report.html``, figures and model card of a run folder anew; returns the page."""
-    with (run.folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = _read_metrics(run.folder / "metrics.csv")
     dense = load_pruned(
         run.folder / "dense.safetensors", models.load(run.config.model, **run.config.model_args)
     )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -173,6 +174,8 @@ def trace_groups(
         What the network is called with; a batch of one is enough.
     ignore : sequence of str
         Paths of modules; the channels that they, and the modules inside them, put out all stay.
+        Only these modules may decide by the values they compute what to do next; the channels that
+        such a module reads stay as well.
 
     Returns
     -------
@@ -184,18 +187,21 @@ def trace_groups(
     ------
     TraceError
         If the network is compiled, scripted or lazy, `ignore` names an unknown module, the network
-        fails on the input, or no channel can be removed.
+        fails on the input or takes decisions by the values it computes, or no channel can be
+        removed.
     """
+    if not isinstance(network, nn.Module):
+        raise TraceError(f"network: expected an nn.Module, got {type(network).__name__}")
     modules = dict(network.named_modules())
     for name, module in modules.items():
         _check_eager(name or type(network).__name__, module)
+    if isinstance(ignore, str):
+        raise TraceError(f"ignore: expected a list of module paths, got {ignore!r}")
     unknown = [name for name in ignore if name not in modules]
     if unknown:
         raise TraceError(f"ignore names unknown modules: {', '.join(unknown)}")
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = _positional(example_input)
     tensors = tensors_in(inputs)
-    if not tensors or tensors[0].ndim < 1 or not len(tensors[0]):
-        raise TraceError("example_input: expected a batched tensor or a tuple of them")
 
     tracer = _Tracer(network)
     for tensor in tensors:
@@ -232,6 +238,24 @@ def trace_groups(
         frozen=tracer.frozen(),
         unit_macs=unit_macs,
     )
+
+
+def _positional(example_input: Any) -> tuple[Any, ...]:
+    """The arguments that the network is called with."""
+    if not isinstance(example_input, Tensor | tuple):
+        raise TraceError(
+            "example_input: expected a batched tensor or a tuple of the network's arguments, got "
+            f"{type(example_input).__name__}; if the network takes just that, make it (value,)"
+        )
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    tensors = tensors_in(inputs)
+    if not tensors or tensors[0].ndim < 1 or not len(tensors[0]):
+        found = ", ".join(str(tuple(t.shape)) for t in tensors) or "no tensor"
+        raise TraceError(
+            "example_input: expected a batched tensor or a tuple of them, at least one example; "
+            f"got {found}"
+        )
+    return inputs
 
 
 def _check_eager(name: str, module: nn.Module) -> None:
@@ -277,6 +301,7 @@ def _follow_training(
     if not idle:
         return
     counted = dict(tracer.positions), list(tracer.attended)
+    tracer.strict = False  # what a loss decides, say, is no part of what is pruned
     known = {slice_.tensor for slice_ in tracer.records}
     try:
         outputs, _ = _run(network, inputs, tracer, ignore, owners)
@@ -308,22 +333,25 @@ def _run(
     ignored = tuple(f"{name}." for name in ignore)
 
     def enter(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             calls.append(name)
             tracer.called.add(name)
             tracer.module = name
+            if f"{name}.".startswith(ignored):
+                tracer.ignored.append(tensors_in((args, kwargs)))
 
         return hook
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if f"{calls.pop()}.".startswith(ignored):
+            tracer.ignored.pop()
             for tensor in tensors_in(output):
                 tracer.freeze(tensor, "named in ignore")
         tracer.module = calls[-1] if calls else ""
 
     handles = []
     for name, module in network.named_modules():
-        handles += [module.register_forward_pre_hook(enter(name))]
+        handles += [module.register_forward_pre_hook(enter(name), with_kwargs=True)]
         handles += [module.register_forward_hook(leave)]
     counter = FlopCounterMode(display=False)
     try:
@@ -338,6 +366,8 @@ def _run(
                 network.get_submodule(name).training = True
             outputs = network(*inputs)
         return outputs, counter.get_total_flops() // 2
+    except TraceError:
+        raise
     except Exception as error:
         where = calls[-1] if calls and calls[-1] else type(network).__name__
         raise TraceError(
@@ -358,6 +388,8 @@ class _Tracer(TorchFunctionMode):
         self.module = ""  # the innermost module that is running
         self._class = type(network).__name__
         self.called: set[str] = set()
+        self.strict = True  # whether no value may be looked at
+        self.ignored: list[list[Tensor]] = []  # what the ignored modules that run now were given
         self.positions: dict[str, int] = {}
         self.skipped: dict[str, str] = {}
         self.attended: list[tuple[Tensor, int]] = []  # heads, and the MACs that each takes
@@ -457,6 +489,26 @@ class _Tracer(TorchFunctionMode):
                     slice_.units, f"owns entries of {slice_.tensor}, {self._uncut[slice_.tensor]}"
                 )
 
+    def _look(self, call: str) -> None:
+        """Values are looked at: what the network does next may depend on them."""
+        if self.ignored:  # the outermost of the ignored modules is a black box
+            for tensor in self.ignored[0]:
+                self.freeze(tensor, f"is read where values decide, by {call}() in {self.where}")
+        # PyTorch's own layers look at values to choose between equivalent computations.
+        elif self.strict and not _is_torchs(self._modules[self.module]):
+            left = (
+                f'name it in ignore=["{self.module}"], which leaves its channels, and those that '
+                "it reads, as they are"
+                if self.module
+                else "move that code into a module of its own and name this one in ignore=[...]"
+            )
+            raise TraceError(
+                f"{self.where}: calls {call}() on a tensor that depends on the input (as `if`, "
+                "`assert`, float(x) and x.item() do); what the network does with other values "
+                f"cannot be seen from one run. Either {left}; or pass an example_input that takes "
+                "a way around it"
+            )
+
     # the result ----------------------------------------------------------------------------------
 
     def frozen(self) -> dict[str, str]:
@@ -470,9 +522,13 @@ class _Tracer(TorchFunctionMode):
         followed = {slice_.module for slice_ in self.records}
         for tensor, shape in self._shapes.items():
             owner = tensor.rpartition(".")[0]
-            kind = type(self._modules[owner])
-            if len(shape) > 1 and owner not in followed and kind.__module__.startswith("torch.nn"):
-                out.setdefault(owner, f"{kind.__name__} is not followed")
+            if len(shape) < 2 or owner in followed:
+                continue
+            if owner not in self.called and tensor not in self._uncut:
+                out.setdefault(owner, "did not run for example_input")
+            elif _is_torchs(self._modules[owner]):
+                kind = type(self._modules[owner]).__name__
+                out.setdefault(owner, f"{kind} is not followed")
         return out
 
     def groups(self) -> tuple[dict[str, ChannelGroup], dict[str, tuple[int, ...]]]:
@@ -546,6 +602,8 @@ class _Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         arguments = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        if name in _READS and any(self.ids(a) is not None for a in arguments):
+            self._look(name.strip("_"))
         output = func(*args, **kwargs)
         if name == "__setitem__":
             for leaf in arguments:
@@ -561,6 +619,17 @@ class _Tracer(TorchFunctionMode):
                 if whole is not None and whole not in self._followed:
                     self._uncut[whole] = f"which {name} uses as a whole in {self.where}"
         return output
+
+
+_READS = {
+    *("item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__complex__"),
+    *("__index__", "__contains__", "equal", "allclose", "is_nonzero"),
+}
+"""What makes Python values of a tensor's values."""
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def compact(ids: Tensor) -> Tensor:
@@ -623,6 +692,25 @@ def _spread(vector: Tensor, dim: int, shape: torch.Size) -> Tensor:
     return vector.reshape(view).expand(shape)
 
 
+def _computed(owner: nn.Module | None) -> str:
+    """Why a weight that is no parameter of its layer cannot be cut, and what to do about it."""
+    way = None
+    if owner is not None and is_parametrized(owner):
+        way = "parametrize.remove_parametrizations"
+    elif hasattr(owner, "weight_mask"):
+        way = "prune.remove"
+    elif hasattr(owner, "weight_g"):
+        way = "remove_weight_norm"
+    elif hasattr(owner, "weight_orig"):
+        way = "remove_spectral_norm"
+    if way is None:
+        return "whose weight is not simply a layer's parameter"
+    return (
+        "whose weight is computed anew from other tensors in each call: make it a parameter with "
+        f"torch.nn.utils.{way} first"
+    )
+
+
 @_handles(
     "conv1d",
     "conv2d",
@@ -645,14 +733,14 @@ def _layer(
     # Its reader of all channels is no layer that a gate could stand before.
     packed = isinstance(owner, nn.MultiheadAttention) and owner.in_proj_weight is weight
     layer = isinstance(owner, nn.Linear | _Convolution) and owner.weight is weight
-    if not layer and not packed:
-        trouble = "whose weight is not simply a layer's parameter"
+    if name is None or not (layer or packed):
+        trouble = _computed(owner)
     elif name in tracer._tied:
         trouble = "whose weight several layers share"
     elif x.ndim != weight.ndim and isinstance(owner, _Convolution):
         trouble = "which is called without a batch dimension"
     if trouble is not None or name is None:
-        _unknown(tracer, func, args, kwargs, output, f"{trouble}")
+        _unknown(tracer, func, args, kwargs, output, str(trouble))
         tracer.skipped[tracer.where] = f"runs {func.__name__}, {trouble}"
         return
     convolution = owner if isinstance(owner, _Convolution) else None

@@ -36,6 +36,11 @@ def _ratio(mean: Tensor, sd: Tensor) -> Tensor:
     return mean / (sd + limits.eps * mean.abs()).clamp_min(limits.tiny)
 
 
+def _check_draws(number: int) -> None:
+    if not isinstance(number, int) or number < 1:
+        raise PlanError(f"num_draws: expected an integer of at least 1, got {number!r}")
+
+
 def default_rule(switches: Iterable[Switch]) -> Rule:
     """What decides without a budget: the evidence if all families have it, else their own rules."""
     return EvidenceStop() if all(switch.has_evidence for switch in switches) else FamilyRule()
@@ -106,7 +111,9 @@ class SwitchPosterior:
         return self._each(lambda switch: switch.sd())
 
     def quantile(self, q: float) -> dict[str, Tensor]:
-        """Quantile of each gate at level `q` in (0, 1), shape ``(C,)``."""
+        """Quantile of each gate at level `q` in (0, 1), shape ``(C,)``; else PlanError."""
+        if not 0 < q < 1:
+            raise PlanError(f"quantile: expected a level in (0, 1), got {q}")
         return self._each(lambda switch: switch.quantile(q))
 
     def keep_probability(self, threshold: float) -> dict[str, Tensor]:
@@ -115,6 +122,7 @@ class SwitchPosterior:
 
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Gates from the posterior, shape ``(num_draws, C)``; the global generator is untouched."""
+        _check_draws(num_draws)
         with seeded(seed, CPU):
             return self._each(lambda switch: switch.sample(num_draws))
 
@@ -125,16 +133,40 @@ class SwitchPosterior:
 
     def prior_sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Gates from the prior, shape ``(num_draws, C)``; the global generator is untouched."""
+        _check_draws(num_draws)
         with seeded(seed, CPU):
             return self._each(lambda switch: switch.prior_sample(num_draws))
 
     def rank_probability(self, count: int | Mapping[str, int]) -> dict[str, Tensor]:
-        """P(channel is among the best `count` of its group), shape ``(C,)``, from draws."""
+        """P(channel is among the best `count` of its group), shape ``(C,)``, from draws.
+
+        Parameters
+        ----------
+        count : int or mapping of str to int
+            For all groups, or for each.
+
+        Raises
+        ------
+        PlanError
+            If a number is not between 1 and the group's size, or a group is missing or unknown.
+        """
+        counts = count if isinstance(count, Mapping) else dict.fromkeys(self.names, count)
+        unknown = [name for name in counts if name not in self.switches]
+        if unknown:
+            raise PlanError(
+                f"rank_probability: unknown groups {', '.join(map(str, unknown))}; groups: "
+                f"{', '.join(self.names)}"
+            )
+        for name, switch in self.switches.items():
+            k = counts.get(name)
+            if not isinstance(k, int) or isinstance(k, bool) or not 0 < k <= switch.size:
+                raise PlanError(
+                    f"{name}: asked for the best {k} of {switch.size} channels; expected an "
+                    f"integer from 1 to {switch.size}"
+                )
         probability = {}
         for name, draws in self.sample(RANK_DRAWS).items():
-            k = count if isinstance(count, int) else count.get(name, 0)
-            if not 0 < k <= draws.shape[1]:
-                raise PlanError(f"{name}: asked for the best {k} of {draws.shape[1]} channels")
+            k = counts[name]
             best = torch.zeros_like(draws).scatter_(1, draws.topk(k, dim=1).indices, 1.0)
             probability[name] = best.mean(0)
         return probability
@@ -161,6 +193,7 @@ class SwitchPosterior:
         ConfigError
             If the family does not have it.
         """
+        number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
         if measure == "importance":
             values = self._each(lambda switch: switch.importance())
         elif measure == "margin":
@@ -169,9 +202,9 @@ class SwitchPosterior:
             values = self.mean
         elif measure == "snr":
             values = {name: _ratio(mean, self.sd[name]) for name, mean in self.mean.items()}
-        elif threshold := re.fullmatch(r"above:([+-]?[0-9.]+(?:e[+-]?[0-9]+)?)", measure):
+        elif threshold := re.fullmatch(f"above:({number})", str(measure)):
             values = self.keep_probability(float(threshold[1]))
-        elif evidence := re.fullmatch(r"evidence(?::([0-9]+))?", measure):
+        elif evidence := re.fullmatch(r"evidence(?::([0-9]+))?", str(measure)):
             bits = int(evidence[1]) if evidence[1] else None
             values = self._each(lambda switch: -switch.evidence(bits))
         else:
@@ -229,6 +262,7 @@ class SwitchPosterior:
             ``constant_data`` with the moments and `kept`, and ``fit_history``. `layer` and
             `channel` (the original index) are coordinates of `switch`.
         """
+        _check_draws(num_draws)
         layer = np.concatenate([np.repeat(n, s.size) for n, s in self.switches.items()])
         channel = np.concatenate([self.channels[name].numpy() for name in self.names])
         coords = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bayesprune.cost import CostModel, Price
+from bayesprune.cost import CostCurves, CostModel, Price
 from bayesprune.errors import BudgetError, ConfigError, DataError, PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
+from bayesprune.losses import Loss, batch_loss
 from bayesprune.plan import Kept, Limits, PruningPlan
 from bayesprune.timing import LatencyModel
+from bayesprune.training import checked_batch
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Context:
         Held-out batches ``(inputs, targets)``.
     examples : int
         How many held-out examples to measure the loss on.
+    loss_function : callable, optional
+        ``(output, targets)`` to the mean loss of a batch; cross-entropy by default.
     measure : callable, optional
         ``(network, example_input)`` to milliseconds, for `LatencyModel`.
     """
@@ -89,6 +94,7 @@ class Context:
         example_input: Tensor | tuple[Any, ...] | None = None,
         loader: Iterable[Any] | None = None,
         examples: int = 2048,
+        loss_function: Loss | None = None,
         measure: Callable[[nn.Module, Any], float] | None = None,
     ) -> None:
         self.groups = groups
@@ -97,7 +103,16 @@ class Context:
         self.example_input = example_input
         self.loader = loader
         self.examples = examples
+        self.loss_function = loss_function
         self.measure = measure
+
+    def changed(self, **changes: Any) -> Context:
+        """A copy with other limits, weights or data; what latency was measured stays."""
+        other = copy.copy(self)
+        other.__dict__.pop("loss", None)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
 
     def widths(self, name: str) -> np.ndarray:
         """The numbers of units that a group may keep, ascending."""
@@ -126,7 +141,7 @@ class Context:
         """Held-out loss of the network with these units alone, if there is data for it."""
         if self.network is None or self.loader is None:
             return None
-        return _HeldOut(self.network, self.groups, self.loader, self.examples)
+        return _HeldOut(self.network, self.groups, self.loader, self.examples, self.loss_function)
 
 
 class Rule(ABC):
@@ -146,6 +161,10 @@ class Rule(ABC):
     def counts(self, context: Context) -> dict[str, float] | None:
         """How many units of each group will stay, if the rule knows before there are scores."""
         return None
+
+    def check(self, context: Context) -> None:
+        """Raise a BayespruneError if the rule cannot be followed, whatever the scores."""
+        self.counts(context)
 
     def at(self, progress: float, context: Context) -> Rule:
         """The rule for an intermediate round.
@@ -173,36 +192,39 @@ class TopK(Rule):
     Raises
     ------
     ConfigError
-        If a number is below 1; on use, PlanError if it exceeds a group, or a group is missing or
-        unknown.
+        If a number is no integer or below 1; on use, PlanError if it exceeds a group, or a group is
+        missing or unknown.
     """
 
     def __init__(self, count: int | dict[str, int]) -> None:
         counts = count.values() if isinstance(count, dict) else [count]
-        if any(c < 1 for c in counts):
-            raise ConfigError(f"TopK: expected numbers of channels of at least 1, got {count}")
+        if not all(isinstance(c, int) and not isinstance(c, bool) and c >= 1 for c in counts):
+            raise ConfigError(
+                f"TopK: expected integer numbers of channels of at least 1, got {count!r}"
+            )
         self.count = count
 
     def select(self, scores: ChannelScores, context: Context) -> Kept:
-        self._check(scores.values)
-        kept = {}
-        for name, values in scores.values.items():
-            count = self.count.get(name) if isinstance(self.count, dict) else self.count
-            if count is None or count > len(values):
-                raise PlanError(f"{name}: asked to keep {count} of {len(values)} channels")
-            kept[name] = scores.best(name, count)
-        return kept
+        counts = self._numbers({name: len(values) for name, values in scores.values.items()})
+        return {name: scores.best(name, count) for name, count in counts.items()}
 
-    def _check(self, names: Iterable[str]) -> None:
-        unknown = set(self.count) - set(names) if isinstance(self.count, dict) else ()
+    def _numbers(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """How many of each group stay."""
+        given = self.count if isinstance(self.count, dict) else dict.fromkeys(sizes, self.count)
+        unknown = [name for name in given if name not in sizes]
         if unknown:
-            raise PlanError(f"TopK: numbers for unknown groups: {', '.join(sorted(unknown))}")
+            raise PlanError(
+                f"TopK: numbers for unknown groups: {', '.join(unknown)}; groups: "
+                f"{', '.join(sizes)}"
+            )
+        for name, size in sizes.items():
+            count = given.get(name)
+            if count is None or count > size:
+                raise PlanError(f"{name}: asked to keep {count} of {size} channels")
+        return {name: given[name] for name in sizes}
 
     def counts(self, context: Context) -> dict[str, float] | None:
-        self._check(context.groups)
-        counts = self.count
-        if isinstance(counts, int):
-            counts = dict.fromkeys(context.groups, counts)
+        counts = self._numbers(context.groups.sizes)
         return {name: float(context.fit(name, count)) for name, count in counts.items()}
 
     def at(self, progress: float, context: Context) -> Rule:
@@ -327,8 +349,9 @@ class Budget(Rule):
     is minus the log of the share of its scores that a group has left, summed over the layers that
     read the group: to read half as much is as bad for any layer.
 
-    The plan's network costs between 98% and 100% of the budget; where the limits, or the size of
-    one unit, do not allow that, it costs less and `PruningPlan.note` says why. A latency budget is
+    The plan's network costs between 98% and 100% of the budget: if single units leave more than 2%
+    of it, two or three groups exchange some. Where the limits, or the size of one unit, do not
+    allow that, it costs less and `PruningPlan.note` says why. A latency budget is
     shared out by a `LatencyModel`; the network is then built and measured, and the allocation
     repeated with the model corrected, up to ten times.
 
@@ -355,11 +378,14 @@ class Budget(Rule):
     step: float = 0.04
 
     def __post_init__(self) -> None:
-        given = [v for v in (self.macs, self.params, self.latency_ms) if v is not None]
-        if len(given) != 1 or not given[0] > 0:
+        kinds = {"macs": self.macs, "params": self.params, "latency_ms": self.latency_ms}
+        given = {kind: value for kind, value in kinds.items() if value is not None}
+        if len(given) != 1 or not all(value > 0 for value in given.values()):
+            found = ", ".join(f"{kind}={value}" for kind, value in given.items()) or "none"
+            more = "; set the others to None (on the command line: null)" if len(given) > 1 else ""
             raise ConfigError(
-                "Budget: expected one positive number, macs, params or latency_ms, got "
-                f"{self.macs}, {self.params}, {self.latency_ms}"
+                "Budget: expected exactly one of macs, params and latency_ms, above 0; got "
+                f"{found}{more}"
             )
         if not 0 < self.step < 1:
             raise ConfigError(f"Budget: expected a step in (0, 1), got {self.step}")
@@ -391,6 +417,13 @@ class Budget(Rule):
             kept = {n: range(max(fewest[n], round(middle * size))) for n, size in sizes.items()}
             low, high = (middle, high) if price(kept) <= limit else (low, middle)
         return {name: max(float(fewest[name]), low * size) for name, size in sizes.items()}
+
+    def check(self, context: Context) -> None:
+        price, limit = self.price(context), self.limit(context)
+        smallest = {n: list(range(context.widths(n)[0])) for n in context.groups}
+        least = price.actual(smallest)
+        if least > limit:
+            raise BudgetError(self._refusal(smallest, least, limit, context))
 
     def at(self, progress: float, context: Context) -> Rule:
         limit = self.limit(context)
@@ -433,24 +466,28 @@ class Budget(Rule):
     def note(self, kept: Kept, context: Context) -> str | None:
         price, limit = self.price(context), self.limit(context)
         spent, predicted = price.actual(kept), price(kept)
-        if spent >= (1 - _TOLERANCE) * limit:
-            return None
         steps = []
         for name, units in kept.items():
             width = context.fit(name, len(units) + 1)
             if width > len(units):
                 rest = sorted(set(range(context.groups[name].size)) - set(units))
                 more = {**kept, name: units + rest[: width - len(units)]}
-                steps.append((price(more) - predicted, name, width))
-        if not steps:
+                extra = (price(more) - predicted) * spent / predicted
+                steps.append((extra, name, width))
+        if spent >= (1 - _TOLERANCE) * limit or not steps:
             return None
-        shown = [
-            f"{name} {len(kept[name])} to {width} units (+{_number(extra)})"
-            for extra, name, width in sorted(steps)[:4]
-        ]
+        beyond = sorted(step for step in steps if spent + step[0] > limit)
+        if len(beyond) < len(steps) and self.kind == "latency_ms":
+            # To the model there is room, but what was built with that in mind took longer.
+            why = f"of {_TRIES} networks built and timed this came closest without going over"
+        else:
+            named = [
+                f"{name} {len(kept[name])} to {width} units (+{_number(extra)})"
+                for extra, name, width in beyond[:4]
+            ]
+            why = f"the smallest further steps: {', '.join(named)}"
         return (
-            f"{self.kind}: {_number(spent)} of {_number(limit)} used ({spent / limit:.1%}); "
-            f"the smallest further steps: {', '.join(shown)}"
+            f"{self.kind}: {_number(spent)} of {_number(limit)} used ({spent / limit:.1%}); {why}"
         )
 
     def _refusal(self, smallest: Kept, spent: float, limit: float, context: Context) -> str:
@@ -468,6 +505,8 @@ class Budget(Rule):
 
 
 _TOLERANCE = 0.02  # how much of a budget may be left
+_EXCHANGES = 8000  # how many are looked at, about, before one is made, …
+_LOSSES = 16  # … and for how many of these the loss is measured
 _TRIES = 10  # how often an allocation is corrected by what its network is found to cost
 
 
@@ -512,6 +551,8 @@ class _Allocation:
         curves = self.price.curves(self.order)
         removed = curves.removed
         now, spent = self.loss(removed), self.price({})
+        if spent <= limit:
+            return self.kept(removed)
 
         # Rates of one moment serve later ones as estimates, renewed only for the group whose turn
         # it seems to be: as good as measuring all groups at each step, and far fewer losses.
@@ -536,20 +577,81 @@ class _Allocation:
                 now, spent = after, float(curve[count])
                 curves.set(name, count)
 
-        # The last step may have gone too far: give back what fits, the most useful group first.
+        spent = self._fill(curves, spent, limit)
+        while spent < (1 - _TOLERANCE) * limit:
+            exchange = self._exchange(curves, spent, limit, 2)
+            exchange = exchange or self._exchange(curves, spent, limit, 3)
+            if not exchange:
+                break
+            for name, count in exchange.items():
+                spent += float(curves(name, np.array([count]))[0])
+                curves.set(name, count)
+            spent = self._fill(curves, spent, limit)
+        return self.kept(removed)
+
+    def _fill(self, curves: CostCurves, spent: float, limit: float) -> float:
+        """Give back what fits, the most useful group first; returns what is spent then."""
+        removed = curves.removed
+
         def fewest(name: str) -> int:
             allowed = self.allowed[name]
             allowed = allowed[allowed <= removed[name]]
-            over = int((spent + curves(name)[allowed[:-1]] > limit).sum())
+            over = int((spent + curves(name, allowed[:-1]) > limit).sum())
             return int(allowed[over])
 
         room = {name: fewest(name) for name in self.order}
         useful = [name for name, count in room.items() if count < removed[name]]
         for name in sorted(useful, key=lambda name: self.loss({**removed, name: room[name]})):
             count = fewest(name)
-            spent += float(curves(name)[count])
+            spent += float(curves(name, np.array([count]))[0])
             curves.set(name, count)
-        return self.kept(removed)
+        return spent
+
+    def _exchange(
+        self, curves: CostCurves, spent: float, limit: float, groups: int
+    ) -> dict[str, int]:
+        """Removals of so many groups, near the present ones, with which more is spent; or nothing.
+
+        Of the exchanges that use the budget, else of those that use most, the one with the least
+        loss among those that change the smallest parts of the groups.
+        """
+        removed = curves.removed
+        start = dict(removed)
+        reach = int((_EXCHANGES / len(start)) ** (1 / (groups - 1)) / (2 * len(start)))
+        near = {}
+        for name, counts in self.allowed.items():
+            place = int(np.searchsorted(counts, start[name]))
+            near[name] = np.delete(counts, place)[max(0, place - reach) : place + reach]
+        most, found = spent, []
+
+        def search(cost: float, left: list[str], changed: dict[str, int]) -> None:
+            nonlocal most, found
+            if len(changed) < groups - 1:
+                for i, name in enumerate(left):
+                    counts = near[name]
+                    for count, extra in zip(counts.tolist(), curves(name, counts), strict=True):
+                        curves.set(name, count)
+                        search(cost + float(extra), left[i + 1 :], {**changed, name: count})
+                        curves.set(name, start[name])
+                return
+            for name in start.keys() - changed.keys():
+                # All that this group can have.
+                costs = cost + curves(name, self.allowed[name])
+                place = int((costs > limit).sum())
+                if place == len(costs) or costs[place] <= spent:
+                    continue
+                used = min(float(costs[place]), (1 - _TOLERANCE) * limit)
+                if used < most:
+                    continue
+                if used > most:
+                    most, found = used, []
+                every = {**changed, name: int(self.allowed[name][place])}
+                part = sum(abs(c - start[n]) / len(self.order[n]) for n, c in every.items())
+                found.append((part, every))
+
+        search(spent, list(start), {})
+        small = [every for _, every in sorted(found, key=lambda item: item[0])[:_LOSSES]]
+        return min(small, key=lambda every: self.loss({**start, **every}), default={})
 
 
 def _score_loss(
@@ -568,16 +670,23 @@ def _score_loss(
 
 
 class _HeldOut:
-    """Cross-entropy of the masked network on held-out examples."""
+    """Loss of the masked network on held-out examples."""
 
     def __init__(
-        self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any], examples: int
+        self,
+        network: nn.Module,
+        groups: ChannelGroups,
+        loader: Iterable[Any],
+        examples: int,
+        loss: Loss | None,
     ) -> None:
+        self.loss = loss
         self.sizes = groups.sizes
         self.network = GatedNetwork(network, groups).eval()
         self.device = next(network.parameters()).device
         self.batches, seen = [], 0
-        for inputs, targets in loader:
+        for index, batch in enumerate(loader):
+            inputs, targets = checked_batch(batch, index)
             self.batches.append((inputs.to(self.device), targets.to(self.device)))
             seen += len(targets)
             if seen >= examples:
@@ -593,7 +702,7 @@ class _HeldOut:
         with torch.inference_mode():
             for inputs, targets in self.batches:
                 output = self.network(inputs, masks)
-                total += nn.functional.cross_entropy(output, targets, reduction="sum").item()
+                total += batch_loss(self.loss, output, targets).item() * len(targets)
         if not math.isfinite(total):
             raise DataError("select: the loss on the held-out data is not finite")
         return total / self.seen
@@ -608,6 +717,7 @@ def select(
     loader: Iterable[Any] | None = None,
     example_input: Tensor | tuple[Any, ...] | None = None,
     examples: int = 2048,
+    loss: Loss | None = None,
     minimum: int | dict[str, int] = 1,
     round_to: int = 1,
     protect: Iterable[str] = (),
@@ -631,6 +741,9 @@ def select(
         whole batch is timed.
     examples : int
         How many held-out examples to measure on.
+    loss : callable, optional
+        What is measured: ``(output, targets)`` to the mean loss of a batch, a scalar tensor;
+        cross-entropy by default.
     minimum : int or dict of str to int
         Fewest channels, >= 1, of every group or of the groups named: the best stay even if the rule
         would remove them.
@@ -648,14 +761,15 @@ def select(
     Raises
     ------
     PlanError
-        If the scores do not fit the groups, `minimum` or `protect` names an unknown group, only one
-        of `network` and what it is measured on is given, or a network for latency does not run.
+        If the evidence is something else or does not fit the groups, `minimum` or `protect` names
+        an unknown group, only one of `network` and what it is measured on is given, or a network
+        for latency does not run.
     BudgetError
         If a budget cannot be met.
     ConfigError
         If `minimum` or `round_to` is below 1.
     DataError
-        If the held-out data is empty or gives a loss that is not finite.
+        If the held-out data is empty or gives a loss that is not finite or cannot be computed.
     """
     limits = Limits(minimum, round_to, list(protect))
     limits.check(groups)
@@ -664,15 +778,6 @@ def select(
             "select: give network together with loader (for held-out loss), example_input (for "
             "latency) or both"
         )
-    if rule is None and isinstance(evidence, ChannelScores):
-        raise ConfigError("select: scores alone do not say how many channels stay; give a rule")
-    rule = rule or evidence.default_rule()
-    assert rule is not None
-    scores = evidence if isinstance(evidence, ChannelScores) else evidence.scores(rule.measure)
-    for name, values in scores.values.items():
-        if name not in groups or groups[name].size != len(values):
-            have = groups[name].size if name in groups else "no such group"
-            raise PlanError(f"{name}: scores for {len(values)} channels, network has {have}")
     context = Context(
         groups,
         limits,
@@ -680,7 +785,29 @@ def select(
         example_input=example_input,
         loader=loader,
         examples=examples,
+        loss_function=loss,
     )
+    return choose(evidence, rule, context)
+
+
+def choose(evidence: Any, rule: Rule | None, context: Context) -> PruningPlan:
+    """`select` within a context that outlives one choice, so that latency is measured once."""
+    groups = context.groups
+    if type(evidence) is not ChannelScores and not callable(getattr(evidence, "scores", None)):
+        raise PlanError(
+            "select: expected ChannelScores or a SwitchPosterior, got "
+            f"{type(evidence).__name__}; ChannelScores(values, measure) holds your own scores"
+        )
+    if rule is None and isinstance(evidence, ChannelScores):
+        raise ConfigError("select: scores alone do not say how many channels stay; give a rule")
+    rule = evidence.default_rule() if rule is None else rule
+    if not isinstance(rule, Rule):
+        raise PlanError(f"select: expected a rule like Budget(macs=0.5), got {rule!r}")
+    scores = evidence if isinstance(evidence, ChannelScores) else evidence.scores(rule.measure)
+    for name, values in scores.values.items():
+        if name not in groups or groups[name].size != len(values):
+            have = groups[name].size if name in groups else "no such group"
+            raise PlanError(f"{name}: scores for {len(values)} channels, network has {have}")
     kept = rule.select(scores, context)
     for name, units in kept.items():
         width = context.fit(name, len(units))

@@ -17,7 +17,11 @@ from bayesprune.plan import Kept, PruningPlan
 
 
 def remove_channels(
-    network: nn.Module, plan: PruningPlan, example_input: Tensor | tuple[Any, ...]
+    network: nn.Module,
+    plan: PruningPlan,
+    example_input: Tensor | tuple[Any, ...],
+    *,
+    groups: ChannelGroups | None = None,
 ) -> nn.Module:
     """Return a copy of `network` without the channels that `plan` does not keep.
 
@@ -33,6 +37,9 @@ def remove_channels(
         Made for a network with these groups.
     example_input : Tensor or tuple
         What the network is called with; used to trace it and to try the result once.
+    groups : ChannelGroups, optional
+        From `trace_groups` of this network, for a network that takes an `ignore` there; it is not
+        traced again.
 
     Returns
     -------
@@ -42,12 +49,15 @@ def remove_channels(
     Raises
     ------
     PlanError
-        If the plan names groups or sizes that the network does not have, or the smaller network
-        does not run or computes something else (a size written into its `forward`, for instance).
+        If the plan or the groups do not fit the network, or the smaller network does not run or
+        computes something else (a size written into its `forward`, for instance).
     TraceError
         If the network cannot be traced.
     """
-    groups = trace_groups(network, example_input)
+    if groups is None:
+        groups = trace_groups(network, example_input)
+    else:
+        _check_shapes(groups, network)
     plan.check(groups)
     small = _smaller(network, groups, plan.kept)
     trouble = _trouble(network, small, groups, plan, example_input)
@@ -64,6 +74,16 @@ def remove_channels(
         f"channels of {', '.join(guilty) or 'some groups'}, for example by ignore=[...] when "
         "tracing: is their number written into the forward function?"
     )
+
+
+def _check_shapes(groups: ChannelGroups, network: nn.Module) -> None:
+    tensors = dict([*network.named_parameters(), *network.named_buffers()])
+    for name, shape in groups.shapes.items():
+        found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+        if found != shape:
+            raise PlanError(
+                f"{name}: the groups are of another network: expected {shape}, got {found}"
+            )
 
 
 def _smaller(network: nn.Module, groups: ChannelGroups, kept: Kept) -> nn.Module:

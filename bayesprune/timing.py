@@ -125,7 +125,7 @@ class LatencyModel(Price):
         if key not in self._ratios:
             units = {name: list(kept[name]) for name, _ in key}
             plan = PruningPlan(units, {name: self._groups[name].size for name in units})
-            small = remove_channels(self._network, plan, self._example)
+            small = remove_channels(self._network, plan, self._example, groups=self._groups)
             self._measure(small, self._example)
             pairs = []
             for _ in range(int(np.clip(1000 * SECONDS / self._dense[0], *ROUNDS))):

@@ -33,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data.distributed import DistributedSampler
 
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
-from bayesprune.errors import CheckpointError, ConfigError, DataError, FitError
+from bayesprune.errors import BayespruneError, CheckpointError, ConfigError, DataError, FitError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -495,7 +495,7 @@ def _batches(
         if index == steps * ranks:
             return
         if index % ranks == fabric.global_rank % ranks:
-            yield index, fabric.to_device(_checked(batch, index))
+            yield index, fabric.to_device(checked_batch(batch, index))
     if index + 1 < steps * ranks:
         raise DataError(f"loader: expected len(loader) = {len(loader)} batches, got {index + 1}")
 
@@ -509,7 +509,8 @@ def _seed_everything(*key: object) -> int:
     return value
 
 
-def _checked(batch: Any, index: int) -> Batch:
+def checked_batch(batch: Any, index: int) -> Batch:
+    """Inputs and targets of a batch; raises DataError if it is not a pair of tensors."""
     if (
         isinstance(batch, list | tuple)
         and len(batch) == 2
@@ -646,6 +647,9 @@ class Distillation:
         _require_number("distill.temperature", self.temperature, "a number above 0", above=0)
 
 
+AUXILIARY_WEIGHT = 0.3
+"""What the loss of an auxiliary head counts in `train_network`."""
+
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["cosine", "constant", "onecycle"]
 
@@ -753,7 +757,10 @@ def train_network(
     ----------
     network : nn.Module
         Maps inputs ``(N, …)`` to logits ``(N, classes)``. It is trained in train mode; each
-        module's own mode is restored at the end.
+        module's own mode is restored at the end. In that mode it may put out a named tuple of
+        logits and auxiliary logits, as torchvision's GoogLeNet and Inception do: the cross-entropy
+        of each auxiliary head counts `AUXILIARY_WEIGHT` = 0.3 times (Szegedy et al., 2015,
+        section 5).
     loader : DataLoader
         Batches of inputs and integer labels ``(N,)``.
     config : TrainConfig
@@ -794,13 +801,16 @@ def train_network(
 
     def step(batch: Batch) -> dict[str, Tensor]:
         inputs, targets = batch
-        logits = _logits(network, inputs)
+        logits, *auxiliary = _heads(network, inputs)
         loss = _cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
         if distill is not None and teacher is not None:
             with torch.no_grad():
                 guide = _logits(teacher, inputs)
             imitation = distillation_loss(logits, guide, distill.temperature)
             loss = (1 - distill.weight) * loss + distill.weight * imitation
+        for head in auxiliary:
+            value = _cross_entropy(head, targets, label_smoothing=config.label_smoothing)
+            loss = loss + AUXILIARY_WEIGHT * value
         return {"loss": loss}
 
     def measure(epoch: int, row: Row) -> dict[str, float]:
@@ -869,7 +879,7 @@ def evaluate(
     gaps = torch.zeros(15, dtype=torch.double)
     with _mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
-            inputs, targets = (part.to(device) for part in _checked(loaded, index))
+            inputs, targets = (part.to(device) for part in checked_batch(loaded, index))
             logits = _logits(network, inputs)
             loss = _cross_entropy(logits, targets, reduction="sum").item()
             if not math.isfinite(loss):
@@ -983,15 +993,31 @@ def _make_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> LR
 
 
 def _logits(network: nn.Module, inputs: Tensor) -> Tensor:
+    return _checked_logits(network, inputs, _output(network, inputs))
+
+
+def _heads(network: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """The logits, and those of auxiliary heads in a named tuple of ``logits`` and ``aux…``."""
+    output = _output(network, inputs)
+    first, *others = getattr(output, "_fields", ("",))
+    if first != "logits" or not all(name.startswith("aux") for name in others):
+        return [_checked_logits(network, inputs, output)]
+    return [_checked_logits(network, inputs, logits) for logits in output if logits is not None]
+
+
+def _output(network: nn.Module, inputs: Tensor) -> Any:
     try:
-        logits = network(inputs)
-    except torch.OutOfMemoryError:
+        return network(inputs)
+    except (torch.OutOfMemoryError, BayespruneError):
         raise
-    except RuntimeError as error:
+    except Exception as error:
         raise DataError(
-            f"loader: expected inputs that {type(network).__name__} can be applied to, "
-            f"got {inputs.dtype} of shape {tuple(inputs.shape)}: {error}"
+            f"loader: expected inputs that {type(network).__name__} can be applied to, got "
+            f"{inputs.dtype} of shape {tuple(inputs.shape)}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _checked_logits(network: nn.Module, inputs: Tensor, logits: Any) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise FitError(

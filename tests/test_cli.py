@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 import bayesprune as bp
@@ -60,6 +62,39 @@ def test_export_to_a_folder_is_refused(capsys, folder, tmp_path):
     assert code == 2
     assert str(tmp_path) in err
     assert err.count("\n") == 1
+
+
+def test_compare_says_where_its_files_are(capsys, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "again")
+    out = tmp_path / "out"
+    code, text, _ = run(capsys, "compare", str(folder), str(tmp_path / "again"), "--out", str(out))
+    assert code == 0
+    assert f"{out / 'compare.csv'}, {out / 'compare.png'}" in text
+    assert "runs of one recipe and seed are listed apart" in text
+    code, text, _ = run(capsys, "compare", str(folder), str(folder), "--out", str(out))
+    assert code == 0
+    assert "listed apart" not in text
+
+
+def test_groups_without_ignored_modules(capsys):
+    code, out, _ = run(capsys, "groups", "bayesprune:lenet5", "--ignore", "conv1,fc1")
+    assert code == 0
+    assert "not prunable: conv1: named in ignore" in out
+
+
+def test_a_budget_of_another_kind_says_how(capsys, folder, tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        (folder / "config.yaml")
+        .read_text()
+        .replace("KeepFraction", "Budget")
+        .replace("fraction: 0.5", "macs: 0.5")
+    )
+    words = ["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
+    code, _, err = run(capsys, *words, "--select.latency_ms", "5")
+    assert code == 2
+    assert "got macs=0.5, latency_ms=5.0; set the others to None (on the command line: null)" in err
+    code, _, err = run(capsys, *words, "--select.params", "0.5", "--select.macs", "null")
+    assert code == 0
 
 
 @pytest.mark.parametrize(

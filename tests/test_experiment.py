@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +11,16 @@ import pytest
 import torch
 
 import bayesprune as bp
-from bayesprune import experiment, timing
+from bayesprune import experiment, selection, timing
 from bayesprune.cli import main
-from bayesprune.errors import CheckpointError, ConfigError, PlanError
+from bayesprune.errors import (
+    BudgetError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PlanError,
+    TraceError,
+)
 
 OPTIONS = {
     "model": "bayesprune:digits",
@@ -121,7 +130,7 @@ class Killed(Exception):
     "where",
     [
         "save_state",
-        "select",
+        "choose",
         "remove_channels",
         "evaluate",
         "save_pruned",
@@ -198,16 +207,6 @@ def test_a_dense_network_from_another_run(finished, tmp_path):
     assert "pretrain" not in run.summary["seconds"]
 
 
-def test_model_and_data_that_do_not_fit(tmp_path):
-    from bayesprune.errors import DataError
-
-    args = [
-        w for w in options(model="bayesprune:vgg16") if "widths" not in w and w != "[8, 8, 8, 12]"
-    ]
-    with pytest.raises(DataError, match="vgg16 does not take images of digits"):
-        bp.run_experiment(bp.config.parse_config(args), tmp_path / "run")
-
-
 def test_a_latency_budget_in_rounds_and_limits(tmp_path, monkeypatch):
     """On a made-up device: 1 ms, and 1 ms for every thousand weights."""
 
@@ -232,7 +231,246 @@ def test_a_latency_budget_in_rounds_and_limits(tmp_path, monkeypatch):
     assert notes["keep-1"]["conv1"] == 8
 
 
-def test_limits_for_unknown_groups_stop_a_run_before_the_fit(tmp_path):
-    with pytest.raises(PlanError, match="protect: expected names of groups .*, got conv9"):
-        bp.run_experiment(config(limits__protect="[conv9]"), tmp_path / "run")
-    assert not (tmp_path / "run" / "state" / "posterior.safetensors").exists()
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"limits__protect": "[conv9]"}, PlanError, "protect: expected .*, got conv9"),
+        ({"limits__minimum": '{"conv9": 2}'}, PlanError, "minimum: expected .*, got conv9"),
+        ({"select__macs": "0.001"}, BudgetError, "macs of at most .* the smallest network"),
+        ({"limits__minimum": "8"}, BudgetError, r"conv2 at least 8"),
+        ({"select": "TopK", "select__count": "9"}, PlanError, "conv1: asked to keep 9 of 8"),
+        ({"select": "TopK", "select__count": '{"conv7": 3}'}, PlanError, "groups: conv7"),
+        ({"dense": "no/such.safetensors"}, CheckpointError, "no/such.safetensors"),
+        ({"ignore": "[conv9]"}, TraceError, "ignore names unknown modules: conv9"),
+        ({"ignore": "[conv1, conv2, conv3, fc1]"}, TraceError, "conv1: named in ignore"),
+        ({"data__validation": "9999"}, DataError, "data.validation"),
+        (
+            {"model": "bayesprune:vgg16", "model_args.widths": None},
+            DataError,
+            "vgg16 does not take",
+        ),
+        ({"fabric__threads": "0"}, ConfigError, "fabric.threads"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is(tmp_path, changed, error, said):
+    args = options(**changed)
+    if "select" in changed:
+        for name in ("--select.macs", "--select.step"):
+            del args[args.index(name) : args.index(name) + 2]
+    while None in args:
+        del args[args.index(None) - 1 : args.index(None) + 1]
+    configuration = bp.config.parse_config(args)
+    with pytest.raises(error, match=said):
+        bp.run_experiment(configuration, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("field", ["fit.epochs", "rounds"])
+def test_nothing_to_do_is_refused_by_the_configuration(field):
+    with pytest.raises(ConfigError, match=f"{field}: expected at least 1, got 0"):
+        config(**{field.replace(".", "__"): "0"})
+
+
+def quick(**changed):
+    """A run without training, by a criterion."""
+    values = {
+        "model": "bayesprune:digits",
+        "model_args.widths": "[8, 8, 8, 12]",
+        "data.name": "digits",
+        "pretrain.epochs": "0",
+        "finetune.epochs": "0",
+        "method": "Magnitude",
+        "select": "TopK",
+        "select.count": "4",
+        **{name.replace("__", "."): value for name, value in changed.items()},
+    }
+    return bp.config.parse_config([w for k, v in values.items() for w in (f"--{k}", v)])
+
+
+def test_a_run_that_trains_nothing(tmp_path):
+    run = bp.run_experiment(quick(), tmp_path / "run")
+    assert set(run.plan.widths.values()) == {4}
+    assert set(run.summary["seconds"]) == {"select"}
+    assert bp.load_run(tmp_path / "run").plan == run.plan
+
+
+def test_ignored_modules_stay_whole(tmp_path):
+    run = bp.run_experiment(quick(ignore="[conv2]", select__count="4"), tmp_path / "run")
+    assert "conv2" not in run.plan.kept
+    assert run.network.conv2.out_channels == 8
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Networks of a user's own, by name."""
+    (tmp_path / "theirs.py").write_text(
+        """
+import torch
+from torch import nn
+
+class Blocks(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Conv2d(6, 8, 3),
+            nn.GroupNorm(4, 8), nn.Flatten(), nn.Linear(32, 10),
+        )
+
+class Fails(Blocks):
+    def forward(self, x):
+        return {}[len(x)]
+
+class FailsLater(Blocks):
+    def forward(self, x):
+        if self.training:
+            raise LookupError("only\\nlater")
+        return super().forward(x)
+
+class Decides(Blocks):
+    def forward(self, x):
+        return super().forward(x) if x.mean() > 9 else super().forward(-x)
+
+def broken():
+    raise ArithmeticError("no network today")
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("theirs", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("Fails", {}, "theirs:Fails does not take images of digits .*: KeyError: 1"),
+        ("FailsLater", {"pretrain__epochs": "1"}, "FailsLater .*: LookupError: only later"),
+        ("Decides", {}, r"Decides: calls bool\(\) on a tensor that depends on the input"),
+        ("broken", {}, "model 'theirs:broken': ArithmeticError: no network today"),
+        ("absent", {}, "'absent' in 'theirs'"),
+    ],
+)
+def test_networks_that_fail_are_named_in_one_line(mine, tmp_path, capsys, name, changed, said):
+    configuration = quick(model=f"theirs:{name}", model_args="{}", **changed)
+    (tmp_path / "c.yaml").write_text(configuration.to_yaml())
+    assert main(["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert re.search(said, errors[-1])
+    assert not any("Traceback" in line for line in errors)
+    assert (tmp_path / "run").exists() == (name == "FailsLater")
+
+
+def test_layers_in_blocks_keep_two_of_them_until_the_last_round(mine, tmp_path):
+    """A layer cut to one block is another kind of layer to the next trace."""
+    run = bp.run_experiment(
+        quick(model="theirs:Blocks", model_args="{}", rounds="3", select__count="1"),
+        tmp_path / "run",
+    )
+    assert run.plan.kept.keys() == {"0", "3"}
+    assert run.plan.sizes == {"0": 6, "3": 4}
+    assert run.plan.widths == {"0": 1, "3": 1}
+    for number in (1, 2):
+        step = bp.PruningPlan.load(tmp_path / "run" / "state" / f"plan-{number}.json")
+        assert min(step.widths.values()) >= 2
+    assert run.network[1].groups == 1
+
+
+def test_groups_that_a_round_changes_are_named(tmp_path, monkeypatch):
+    trace = experiment.trace_groups
+
+    def tracing(network, example, ignore=()):
+        small = network.conv1.out_channels < 8
+        return trace(network, example, ["conv2"] if small else ignore)
+
+    monkeypatch.setattr(experiment, "trace_groups", tracing)
+    with pytest.raises(PlanError, match=r"rounds: before round 2 .*\(conv2\); .*limits\.minimum"):
+        bp.run_experiment(quick(rounds="2", select__count="3"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "command"),
+    [
+        ("summary.json", "{}", "report"),
+        ("summary.json", '{"schema": 1, "dense": {"err', "compare"),
+        ("summary.json", "[]", "compare"),
+        ("summary.json", '{"dense": 3}', "--resume"),
+        ("metrics.csv", None, "report"),
+        ("metrics.csv", "stage,epoch,loss,seconds\nfit,1,x,2\n", "report"),
+        ("metrics.csv", "a,b\n", "report"),
+        ("metrics.csv", "stage,epoch,loss,seconds\nfit,1", "report"),
+        ("config.yaml", "model: [", "compare"),
+        ("config.yaml", "model: [", "report"),
+        ("config.yaml", "model: [", "--resume"),
+        ("config.yaml", "just text", "compare"),
+        ("plan.json", "{}", "report"),
+        ("pruned.safetensors", "", "report"),
+        ("state/notes.json", '{"dense":', "unfinished"),
+        ("state/notes.json", "[]", "unfinished"),
+        ("metrics.csv", "a,b\n", "unfinished"),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(finished, tmp_path, capsys, file, text, command):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    (tmp_path / "c.yaml").write_text((folder / "config.yaml").read_text())
+    if text is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(text)
+    if command == "unfinished":
+        (folder / "summary.json").unlink()
+    if command in ("unfinished", "--resume"):
+        arguments = ["run", str(tmp_path / "c.yaml"), "--out", str(folder), "--resume"]
+    else:
+        arguments = [command, str(folder)]
+    if command == "compare":
+        arguments += ["--out", str(tmp_path)]
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert str(folder / file) in errors
+
+
+def test_latency_is_modelled_once_a_round_and_never_again_after_a_kill(tmp_path, monkeypatch):
+    fits, calls = [], []
+
+    class Counted(timing.LatencyModel):
+        def __init__(self, network, *args):
+            fits.append(sum(p.numel() for p in network.parameters()))
+            super().__init__(network, *args)
+
+    def device(network, example, **repeats):
+        return 1 + 1e-3 * sum(p.numel() for p in network.parameters() if p.ndim > 1)
+
+    monkeypatch.setattr(timing, "latency", device)
+    monkeypatch.setattr(selection, "LatencyModel", Counted)
+    args = options(rounds="2", fit__epochs="1", pretrain__epochs="0", finetune__epochs="0")
+    del args[args.index("--finetune.distill.weight") :][:2]
+    args[args.index("--select.macs")] = "--select.latency_ms"
+    args[args.index("--select.latency_ms") + 1] = "1.7"
+    configuration = bp.config.parse_config(args)
+    choose = experiment.choose
+
+    def dying(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise Killed
+        return choose(*args)
+
+    monkeypatch.setattr(experiment, "choose", dying)
+    with pytest.raises(Killed):
+        bp.run_experiment(configuration, tmp_path / "run")
+    assert len(fits) == 2  # one for the dense network, one for what the first round left
+    assert fits[0] > fits[1]
+    rules = json.loads((tmp_path / "run" / "state" / "notes.json").read_text())["rules"]
+    run = bp.run_experiment(configuration, tmp_path / "run", resume=True)
+    assert fits[2:] == fits[1:2]  # for the choice that was not made
+    assert json.loads((tmp_path / "run" / "state" / "notes.json").read_text())["rules"] == rules
+    assert device(run.network, None) <= 1.7
+
+
+def test_an_impossible_latency_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "latency", lambda network, example, **repeats: 1.0)
+    args = options()
+    args[args.index("--select.macs")] = "--select.latency_ms"
+    with pytest.raises(BudgetError, match="latency_ms of at most 0.4 .* has 1"):
+        bp.run_experiment(bp.config.parse_config(args), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

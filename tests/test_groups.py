@@ -1,16 +1,19 @@
 """Which channels the tracer ties together, which it leaves alone and why, and what it refuses."""
 
 import copy
+import operator
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from bayesprune import models
 from bayesprune.cost import CostModel, cost
@@ -409,16 +412,169 @@ def test_names_the_module_that_fails() -> None:
         trace_groups(network, torch.randn(5, 7))
 
 
-def test_control_flow_may_depend_on_data_as_long_as_it_works() -> None:
+def deciding(look: Callable[[Tensor], Any]) -> nn.Module:
+    """A block that looks at what it gets, or at what it makes of it, between two layers."""
+
+    def block(self, x):
+        return self.d(x) if look(x) else self.c(x)
+
+    inner = Forward(block, c=nn.Linear(6, 5), d=nn.Linear(6, 5))
+
     def forward(self, x):
-        if x.sum() > 0:
+        return self.b(F.relu(self.block(F.relu(self.e(self.a(x))))))
+
+    return Forward(forward, a=nn.Linear(4, 6), e=nn.Linear(6, 6), block=inner, b=nn.Linear(5, 2))
+
+
+LOOKS = {
+    "bool": lambda x: x.mean() < -99,
+    "item": lambda x: x.sum().item() < -99,
+    "float": lambda x: float(x.detach().abs().argmax()) < 0,
+    "int": lambda x: int(x[0, 0]) < -99,
+    "tolist": lambda x: x.tolist() == [],
+    "numpy": lambda x: x.numpy().size == 0,
+    "array": lambda x: np.asarray(x).size == 0,
+    "index": lambda x: operator.index(x.argmax()) == 99,
+    "equal": lambda x: torch.equal(x, x + 1),
+    "allclose": lambda x: torch.allclose(x, x + 1),
+    "contains": lambda x: -99.0 in x,
+    "is_nonzero": lambda x: torch.is_nonzero((x < -99).any()),
+}
+
+
+@pytest.mark.parametrize("call", LOOKS)
+def test_decisions_by_values_are_refused_unless_their_module_is_a_black_box(call: str) -> None:
+    network, x = deciding(LOOKS[call]), torch.randn(1, 4)
+    with pytest.raises(TraceError, match=rf'^block: calls {call}\(\) .*ignore=\["block"\]'):
+        trace_groups(network, x)
+    groups = trace_groups(network, x, ["block"])
+    # The block reads what `e` puts out, in ways that one run does not show.
+    assert groups.sizes == {"a": 6}
+    assert "in block" in groups.frozen.pop("e")
+    assert groups.frozen == {
+        "block.c": "named in ignore",
+        "block.d": "did not run for example_input",
+        "b": "reaches the output of the network",
+    }
+
+
+def test_decisions_of_the_network_itself_and_in_ways_around_them() -> None:
+    def forward(self, x, mask=None):
+        if mask is not None and mask.any():
             raise ArithmeticError("too much")
         return self.b(self.a(x))
 
     network = Forward(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2))
-    with pytest.raises(TraceError, match="Forward: .*too much"):
-        trace_groups(network, torch.full((1, 4), 9.0))
-    assert set(trace_groups(network, torch.full((1, 4), -9.0))) == {"a"}
+    x = torch.randn(1, 4)
+    assert set(trace_groups(network, x)) == {"a"}
+    with pytest.raises(TraceError, match=r"^Forward: calls bool\(\) .*a module of its own"):
+        trace_groups(network, (x, x > 0))
+
+
+def test_values_that_do_not_depend_on_the_input_may_decide() -> None:
+    def forward(self, x):
+        if self.factor.item() < 0 or self.count > 3 or torch.rand(1) > 2:
+            x = -x
+        size = torch.tensor(x.shape)
+        x = self.a(x).reshape(int(size[0]), -1)
+        return self.b(F.relu(x[: len(x)]))
+
+    network = Forward(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    network.register_parameter("factor", nn.Parameter(torch.ones(())))
+    network.register_buffer("count", torch.zeros(()))
+    groups = trace_groups(network, torch.randn(2, 4))
+    assert groups.sizes == {"a": 6}
+
+
+def test_masks_that_torch_itself_looks_at_are_fine() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, x, mask):
+        return self.head(self.encoder(self.embed(x), mask))
+
+    network = Forward(forward, embed=nn.Linear(3, 8), encoder=encoder, head=nn.Linear(8, 2))
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+    groups = trace_groups(network, (torch.randn(2, 5, 3), mask))
+    assert groups.sizes["encoder.layers.0.linear1"] == 12
+
+
+def test_decisions_in_training_mode_do_not_matter() -> None:
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        if self.training and x.mean() > 0:
+            y = y + 0.1
+        return (self.b(y), self.aux(y)) if self.training else self.b(y)
+
+    network = Forward(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2), aux=nn.Linear(6, 2))
+    groups = trace_groups(network, torch.randn(2, 4))
+    assert groups["a"].modules("consumer") == ["b", "aux"]
+
+
+def test_layers_that_did_not_run_are_named() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, x):
+        return self.b(self.a(x) + self.used)
+
+    network = Forward(
+        forward,
+        a=nn.Linear(4, 6),
+        b=nn.Linear(6, 2),
+        c=nn.Linear(3, 3),
+        d=Own(),
+        n=nn.BatchNorm1d(2),
+    )
+    network.register_parameter("used", nn.Parameter(torch.ones(1, 6)))
+    groups = trace_groups(network, torch.randn(1, 4))
+    assert {n: why for n, why in groups.frozen.items() if n != "b"} == {
+        "c": "did not run for example_input",
+        "d": "did not run for example_input",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrap", "way"),
+    [
+        (parametrizations.weight_norm, "parametrize.remove_parametrizations"),
+        (parametrizations.spectral_norm, "parametrize.remove_parametrizations"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 2), "prune.remove"),
+        (nn.utils.spectral_norm, "remove_spectral_norm"),
+    ],
+)
+def test_weights_that_are_computed_anew_say_how_to_make_them_parameters(wrap, way) -> None:
+    network = nn.Sequential(nn.Linear(4, 6), wrap(nn.Linear(6, 5)), nn.Linear(5, 2))
+    with pytest.raises(TraceError, match=rf"computed anew .* with torch\.nn\.utils\.{way} first"):
+        trace_groups(network, torch.randn(1, 4))
+    network = nn.Sequential(mlp(4, 5, 4), network)
+    groups = trace_groups(network, torch.randn(1, 4))
+    assert groups.sizes == {"0.0": 5, "0.2": 4}
+    assert way in groups.frozen["1.1"]
+
+
+@pytest.mark.parametrize("example_input", [None, {"x": torch.randn(1, 4)}, [torch.randn(1, 4)], 3])
+def test_refuses_what_is_not_a_tensor_or_a_tuple(example_input) -> None:
+    kind = type(example_input).__name__
+    with pytest.raises(TraceError, match=rf"^example_input: expected .* got {kind}; .*\(value,\)"):
+        trace_groups(mlp(4, 6, 2), example_input)
+
+
+def test_refuses_what_is_not_a_network_or_a_list_of_names() -> None:
+    with pytest.raises(TraceError, match="network: expected an nn.Module, got dict"):
+        trace_groups({}, torch.randn(1, 4))
+    with pytest.raises(TraceError, match="ignore: expected a list of module paths, got '0'"):
+        trace_groups(mlp(4, 6, 2), torch.randn(1, 4), "0")
+
+
+def test_a_network_that_takes_a_dictionary() -> None:
+    def forward(self, batch):
+        return self.b(self.a(batch["x"]))
+
+    network = Forward(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    assert set(trace_groups(network, ({"x": torch.randn(2, 4)},))) == {"a"}
 
 
 @pytest.mark.parametrize("example_input", [(), ("text",), torch.tensor(1.0), torch.randn(0, 4)])

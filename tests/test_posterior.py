@@ -71,6 +71,29 @@ def test_summaries_agree_with_draws(posterior):
         assert ((keep - (gates >= 0.6).float().mean(0)).abs() < error * 0.5 + 1e-6).all()
 
 
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (
+            lambda p: p.rank_probability(2.5),
+            "conv: asked for the best 2.5 of 5 channels; .* 1 to 5",
+        ),
+        (lambda p: p.rank_probability(True), "conv: asked for the best True"),
+        (lambda p: p.rank_probability({"conv": 2}), "block.fc: asked for the best None of 7"),
+        (lambda p: p.rank_probability({"fc9": 2}), "unknown groups fc9; groups: conv, block.fc"),
+        (lambda p: p.quantile(1.5), r"quantile: expected a level in \(0, 1\), got 1.5"),
+        (lambda p: p.sample(0), "num_draws: expected an integer of at least 1, got 0"),
+        (lambda p: p.prior_sample(2.0), "num_draws: expected an integer of at least 1, got 2.0"),
+        (lambda p: p.to_arviz(0), "num_draws"),
+        (lambda p: p.scores("above:1.2.3"), "'above:T' or 'evidence', got 'above:1.2.3'"),
+        (lambda p: p.scores(0.5), "'above:T' or 'evidence', got 0.5"),
+    ],
+)
+def test_questions_without_an_answer(posterior, ask, message):
+    with pytest.raises(PlanError, match=message):
+        ask(posterior)
+
+
 def test_rank_probability(posterior):
     counts = {"conv": 2, "block.fc": 3, "last": 1}
     found = posterior.rank_probability(counts)

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import re
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayesprune import models
+from bayesprune import models, selection
 from bayesprune.cost import Cost, CostModel, cost
 from bayesprune.errors import BudgetError, CheckpointError, ConfigError, DataError, PlanError
 from bayesprune.groups import ChannelGroups, trace_groups
@@ -159,6 +160,9 @@ def test_at_least_the_minimum_stays(rule, minimum, scores, groups) -> None:
     "make",
     [
         lambda: TopK(0),
+        lambda: TopK(4.5),
+        lambda: TopK(True),
+        lambda: TopK({"a": 2.0}),
         lambda: TopK({"a": 3, "b": -1}),
         lambda: KeepFraction(0.0),
         lambda: KeepFraction(1.1),
@@ -201,6 +205,26 @@ def test_select_refuses_what_does_not_fit(scores, groups) -> None:
             select(scores, Budget(latency_ms=5), groups=groups, **some)
     with pytest.raises(ConfigError, match="minimum"):
         select(scores, TopK(1), groups=groups, minimum=0)
+    with pytest.raises(PlanError, match="expected ChannelScores or a SwitchPosterior, got dict"):
+        select(scores.values, TopK(1), groups=groups)
+    with pytest.raises(PlanError, match=r"expected a rule like Budget\(macs=0.5\), got 0.5"):
+        select(scores, 0.5, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (TopK(4), "2: asked to keep 4 of 3 channels"),
+        (TopK({"0": 2}), "2: asked to keep None of 3"),
+        (TopK({"0": 2, "2": 1, "fc7": 2}), "unknown groups: fc7; groups: 0, 2"),
+        (Budget(params=10), "params of at most 10 asked for, .* has 11"),
+    ],
+)
+def test_what_no_scores_can_change_is_found_before_there_are_any(rule, message, groups) -> None:
+    with pytest.raises((PlanError, BudgetError), match=message):
+        rule.check(Context(groups))
+    for possible in (TopK(3), KeepFraction(0.1), Threshold(9.0), Budget(params=11)):
+        possible.check(Context(groups))
 
 
 def test_groups_without_scores_stay_whole(groups) -> None:
@@ -438,6 +462,52 @@ def test_held_out_data_must_be_there_and_finite(groups, scores) -> None:
         select(scores, Budget(macs=0.5), groups=groups, network=network, loader=bad)
 
 
+class Pair(nn.Module):
+    """Two outputs, one for each side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 16), nn.Linear(6, 16)
+        self.one, self.two = nn.Linear(16, 1), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(F.relu(self.left(x))), self.two(F.relu(self.right(x)))
+
+
+def test_any_loss_may_decide() -> None:
+    """Of two outputs the loss listens to one."""
+    network = Pair()
+    groups = trace_groups(network, torch.randn(1, 6))
+    x = torch.randn(50, 6)
+    wanted = [output[:, 0].detach() for output in network(x)]
+    scores = ChannelScores({name: torch.ones(16) for name in groups}, "equal")
+    for heard, y in enumerate(wanted):
+        batches = [(x[:30], y[:30]), (x[30:], y[30:])]
+        data = {"groups": groups, "network": network, "loader": batches}
+        with pytest.raises(DataError, match=r"cross-entropy expects .* got tuple \(float32 of"):
+            select(scores, Budget(macs=0.55), **data)
+
+        def loss(output, targets, heard=heard):
+            return F.mse_loss(output[heard][:, 0], targets)
+
+        widths = list(select(scores, Budget(macs=0.55), loss=loss, **data).widths.values())
+        assert widths[heard] == 16
+        assert widths[1 - heard] == 1
+
+
+def test_the_loss_is_the_mean_over_examples_of_unequal_batches() -> None:
+    network = Pair()
+    groups = trace_groups(network, torch.randn(1, 6))
+    x, y = torch.randn(50, 6), torch.randn(50)
+
+    def loss(output, targets):
+        return F.mse_loss(output[0][:, 0], targets)
+
+    for loader in ([(x, y)], [(x[:3], y[:3]), (x[3:], y[3:])]):
+        context = Context(groups, network=network, loader=loader, loss_function=loss)
+        assert context.loss({}) == pytest.approx(loss(network(x), y).item(), rel=1e-5)
+
+
 def test_ten_thousand_channels_take_less_than_a_second() -> None:
     network = mlp(64, *[512] * 20, 10).to("meta")
     groups = trace_groups(network, torch.empty(1, 64, device="meta"))
@@ -539,6 +609,51 @@ def test_a_rounded_budget_is_kept_and_used_or_the_plan_says_why_not(kind: str, s
     assert (spent >= 0.98 * limit) == (plan.note is None)
 
 
+def enumerated(groups: ChannelGroups, price, limits: Limits) -> list[float]:
+    """What each allocation that the limits allow costs."""
+    widths = [limits.widths(name, size) for name, size in groups.sizes.items()]
+    return [
+        price({name: range(w) for name, w in zip(groups, each, strict=True)})
+        for each in itertools.product(*widths)
+    ]
+
+
+@pytest.mark.parametrize("round_to", [1, 2])
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_small_networks_use_a_budget_as_well_as_any_allocation_can(
+    kind: str, round_to: int
+) -> None:
+    generator = np.random.default_rng(0)
+    missed, possible = 0, 0
+    for seed in range(40):
+        widths = generator.integers(2, 9, generator.integers(4, 7)).tolist()
+        groups = trace_groups(mlp(*widths), torch.randn(1, widths[0]))
+        price = getattr(CostModel(groups), kind)
+        limit = generator.uniform(0.15, 0.95) * price({})
+        every = enumerated(groups, price, Limits(round_to=round_to))
+        if min(every) > limit:
+            continue
+        rule = Budget(**{kind: limit})
+        plan = select(random_scores(groups, seed), rule, groups=groups, round_to=round_to)
+        used = getattr(plan.cost, kind)
+        assert used <= limit
+        if max(cost for cost in every if cost <= limit) >= 0.98 * limit:
+            possible += 1
+            missed += used < 0.98 * limit
+        assert (used < 0.98 * limit) == (plan.note is not None)
+        for name, old, new in re.findall(r"(\d+) (\d+) to (\d+) units", plan.note or ""):
+            assert plan.widths[name] == int(old)
+            assert price({**plan.kept, name: range(int(new))}) > limit
+    assert possible >= 5
+    assert missed <= 1  # three groups would not do, or it takes a way around
+
+
+def test_a_network_under_its_budget_is_not_touched(groups, scores, monkeypatch) -> None:
+    monkeypatch.setattr(selection._Allocation, "_exchange", None)
+    plan = select(scores, Budget(macs=1e6), groups=groups)
+    assert plan.widths == groups.sizes
+
+
 def test_the_note_names_the_steps_that_do_not_fit(groups, scores) -> None:
     # 4 * a + a * b + b * 2 multiply-accumulates.
     plan = select(scores, Budget(macs=30), groups=groups, protect=["0"])
@@ -601,6 +716,31 @@ def test_the_model_is_corrected_by_what_the_network_takes(monkeypatch) -> None:
         limit = 0.5 * linear(network, x)
         kept = Budget(latency_ms=limit).select(random_scores(groups), context)
         assert 0.98 * limit <= model.actual(kept) <= limit
+
+
+def test_a_note_never_names_a_step_that_would_fit() -> None:
+    """This device puts a price on any change, of which the model cannot know."""
+    network, x, groups = timed(16, 64, 64, 64, 8)
+    sizes = [len(m.weight) for m in network.modules() if isinstance(m, nn.Linear)]
+
+    def jumpy(network: nn.Module, example: Tensor) -> float:
+        layers = [m.weight for m in network.modules() if isinstance(m, nn.Linear)]
+        full = [len(w) for w in layers] == sizes
+        return 4.0 if full else (1.0 if layers[0].shape[0] < 40 else 3.5)
+
+    context = Context(groups, network=network, example_input=x, measure=jumpy)
+    rule = Budget(latency_ms=3.0)
+    kept = rule.select(random_scores(groups), context)
+    assert context.latency.actual(kept) == 1.0
+    note = rule.note(kept, context)
+    assert note is not None
+    assert note.startswith("latency_ms: 1 of 3 used (33.3%); ")
+    predicted = context.latency(kept)
+    wider = [{**kept, n: range(len(u) + 1)} for n, u in kept.items() if len(u) < 64]
+    room = any(1.0 + (context.latency(more) - predicted) / predicted <= 3.0 for more in wider)
+    assert room
+    assert "of 10 networks built and timed this came closest" in note
+    assert "further steps" not in note
 
 
 def test_latency_is_in_milliseconds_even_below_one() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bayesprune import models
 from bayesprune.cost import CostModel, cost
-from bayesprune.errors import PlanError
+from bayesprune.errors import PlanError, TraceError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.selection import PruningPlan
@@ -957,3 +957,40 @@ def test_removes_the_same_entries_as_torch_pruning(name: str) -> None:
             k: v.shape for k, v in theirs.state_dict().items()
         }, group
         assert all(torch.equal(ours[k], v) for k, v in theirs.state_dict().items()), group
+
+
+def test_networks_that_need_an_ignore_are_cut_with_their_groups() -> None:
+    def forward(self, x):
+        return self.b(self.block(F.relu(self.e(F.relu(self.a(x))))))
+
+    def block(self, x):
+        return self.c(x) if x.mean() > -99 else self.d(x)
+
+    inner = Forward(block, c=nn.Linear(5, 5), d=nn.Linear(5, 5))
+    network = Forward(forward, a=nn.Linear(4, 6), e=nn.Linear(6, 5), block=inner, b=nn.Linear(5, 2))
+    x = torch.randn(3, 4)
+    groups = trace_groups(network, x, ["block"])
+    plan = PruningPlan({"a": [0, 2, 5]}, groups.sizes)
+    with pytest.raises(TraceError, match="block: calls bool"):
+        remove_channels(network, plan, x)
+    small = remove_channels(network, plan, x, groups=groups)
+    masked = GatedNetwork(network, groups).eval()(x, plan.masks())
+    torch.testing.assert_close(small(x), masked)
+    # What the block reads is whole, so that its other way works as well.
+    assert small.block.d(torch.randn(1, 5)).shape == (1, 5)
+
+
+def test_a_group_that_ignore_froze_is_not_found_again() -> None:
+    network, x = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)), torch.randn(3, 4)
+    groups = trace_groups(network, x, ["0"])
+    plan = PruningPlan({"1": [0, 4]}, {"1": 5})
+    assert remove_channels(network, plan, x, groups=groups)[0].out_features == 6
+    with pytest.raises(PlanError, match="0: the plan is for another network; groups here: 1"):
+        remove_channels(network, PruningPlan({"0": [0]}, {"0": 6}), x, groups=groups)
+    other = nn.Sequential(nn.Linear(4, 7), nn.Linear(7, 5), nn.Linear(5, 2))
+    with pytest.raises(
+        PlanError, match=r"0\.weight: the groups are of another network: .* got \(7, 4\)"
+    ):
+        remove_channels(other, plan, x, groups=groups)
+    with pytest.raises(PlanError, match=r"(0.weight|1.weight): .* got"):
+        remove_channels(nn.Sequential(nn.Linear(4, 7)), plan, x, groups=groups)

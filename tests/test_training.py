@@ -776,3 +776,54 @@ def test_threads_are_set_and_checked(monkeypatch):
     assert asked == [1]
     with pytest.raises(ConfigError, match=r"fabric\.threads: expected at least 1, got 0"):
         make_fabric(FabricConfig(threads=0))
+
+
+class Auxiliary(nn.Module):
+    """Puts out auxiliary logits in training mode, as torchvision's GoogLeNet does."""
+
+    class Output(NamedTuple):
+        logits: torch.Tensor
+        aux_logits2: torch.Tensor | None
+        aux_logits1: torch.Tensor | None
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.one, self.two = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.body(x).relu()
+        if not self.training:
+            return self.head(x)
+        return self.Output(self.head(x), self.two(x), self.one(x))
+
+
+def test_auxiliary_heads_are_trained_with_a_weight_of_three_tenths():
+    network = Auxiliary()
+    inputs, labels = torch.randn(9, 4), torch.randint(3, (9,))
+    loss = sum(
+        weight * nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+        for weight, logits in zip((1, 0.3, 0.3), network(inputs), strict=True)
+    )
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    config = TrainConfig(
+        epochs=1, optimizer="sgd", learning_rate=1e-3, schedule="constant", label_smoothing=0.1
+    )
+    loader = DataLoader(TensorDataset(inputs, labels), 9)
+    _, rows = train_network(network, loader, config, progress=False)
+    assert rows[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for old, new, gradient in zip(before, network.parameters(), gradients, strict=True):
+        # The first step with Nesterov momentum 0.9 goes 1.9 times the gradient.
+        torch.testing.assert_close(new.detach(), old - 1.9e-3 * gradient, rtol=1e-4, atol=1e-7)
+    assert set(evaluate(network, loader)) == {"error", "nll", "ece"}
+
+
+def test_other_tuples_are_no_logits():
+    class Pair(Auxiliary):
+        def forward(self, x):
+            return tuple(super().forward(x))
+
+    loader = DataLoader(TensorDataset(torch.randn(9, 4), torch.randint(3, (9,))), 9)
+    with pytest.raises(FitError, match=r"Pair: expected logits of shape \(9, classes\), got tuple"):
+        train_network(Pair(), loader, TrainConfig(epochs=1), progress=False)

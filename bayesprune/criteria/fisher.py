@@ -12,7 +12,9 @@ from bayesprune.criteria._criterion import Criterion
 from bayesprune.errors import DataError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
+from bayesprune.losses import Loss, example_losses
 from bayesprune.selection import ChannelScores
+from bayesprune.training import checked_batch
 
 
 class Fisher(Criterion):
@@ -21,12 +23,21 @@ class Fisher(Criterion):
     :math:`\frac12 \frac1N \sum_n (\partial L_n / \partial z)^2`, the second-order estimate of what
     removing the unit costs; the derivative by the gate is the sum of activation times gradient.
 
+    Parameters
+    ----------
+    loss : callable, optional
+        ``(output, targets)`` of a batch to one loss per example, shape ``(N,)``: a mean over the
+        batch would shrink each derivative. Cross-entropy by default.
+
     References
     ----------
     Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018.
     """
 
     reference = "Theis et al., 2018"
+
+    def __init__(self, loss: Loss | None = None) -> None:
+        self.loss = loss
 
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
@@ -35,14 +46,15 @@ class Fisher(Criterion):
         device = next(network.parameters()).device
         total = {name: torch.zeros(size, device=device) for name, size in groups.sizes.items()}
         seen = 0
-        for inputs, targets in loader:
+        for index, batch in enumerate(loader):
+            inputs, targets = checked_batch(batch, index)
             gates = {
                 name: torch.ones(len(targets), size, device=device, requires_grad=True)
                 for name, size in groups.sizes.items()
             }
             with torch.enable_grad():
                 output = gated(inputs.to(device), gates)
-                loss = nn.functional.cross_entropy(output, targets.to(device), reduction="sum")
+                loss = example_losses(self.loss, output, targets.to(device)).sum()
             for name, grad in zip(
                 gates, torch.autograd.grad(loss, list(gates.values())), strict=True
             ):

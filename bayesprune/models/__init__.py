@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bayesprune.errors import ConfigError
+from bayesprune.errors import BayespruneError, ConfigError
 from bayesprune.models.digits import DigitsNet
 from bayesprune.models.lenet import LeNet5, LeNet300_100
 from bayesprune.models.resnet import ResNet
@@ -135,8 +135,9 @@ def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
 def _imported_factory(path: str, name: str) -> Callable[..., object]:
     try:
         module = import_module(path)
-    except ImportError as error:
-        raise ConfigError(f"model: cannot import {path!r}: {error}") from error
+    except Exception as error:  # whatever the user's module does
+        kind = type(error).__name__
+        raise ConfigError(f"model: cannot import {path!r}: {kind}: {error}") from error
     factory = getattr(module, name, None)
     if not callable(factory):
         raise ConfigError(
@@ -148,8 +149,10 @@ def _imported_factory(path: str, name: str) -> Callable[..., object]:
 def _build(name: str, factory: Callable[..., object], kwargs: dict[str, Any]) -> nn.Module:
     try:
         network = factory(**kwargs)
-    except TypeError as error:  # an unknown or missing argument
-        raise ConfigError(f"model {name!r}: {error}") from error
+    except BayespruneError:
+        raise
+    except Exception as error:  # an unknown argument, or whatever the user's factory does
+        raise ConfigError(f"model {name!r}: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise ConfigError(f"model {name!r}: expected an nn.Module, got {type(network).__name__}")
     return network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,39 @@ Row = dict[str, Any]
 _METRICS = ("error", "nll", "ece", "macs", "params", "weights", "latency_ms")
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json`` of a finished run.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or something else.
+    """
+    file = folder / "summary.json"
+    try:
+        summary = json.loads(file.read_text())
+        for name in ("dense", "pruned"):
+            metrics = {key: float(summary[name][key]) for key in _METRICS}
+            if not all(map(math.isfinite, metrics.values())):
+                raise ValueError(f"{name}: expected finite metrics, got {metrics}")
+        for name in ("model", "data", "method", "seed"):
+            summary[name]
+        sum(summary["seconds"].values())
+        [(group["kept"], group["of"]) for group in summary["architecture"].values()]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: expected a finished run folder: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: expected the summary of a run: {error!r}") from error
+    return summary
+
+
 def collect_runs(folders: Sequence[Path]) -> list[Row]:
     """One row per run folder, from its ``summary.json`` and ``config.yaml``.
 
     Keys: ``folder``, ``model``, ``data``, ``method``, ``estimator``, ``recipe`` (the configuration
     apart from the seed and the paths, as JSON; equal for runs that differ in the seed only),
-    ``seed``, ``architecture``, ``seconds``, and each metric as ``dense.NAME`` and ``NAME``.
+    ``seed``, ``repeat`` (1, or more where runs before it have the same recipe and seed),
+    ``architecture``, ``seconds``, and each metric as ``dense.NAME`` and ``NAME``.
 
     Raises
     ------
@@ -33,14 +61,15 @@ def collect_runs(folders: Sequence[Path]) -> list[Row]:
     """
     rows = []
     for folder in {folder.resolve(): folder for folder in folders}.values():  # each run once
+        summary = read_summary(folder)
+        file = folder / "config.yaml"
         try:
-            summary = json.loads((folder / "summary.json").read_text())
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: expected a finished run folder: {error}") from error
-        for key in ("seed", "dense", "fabric"):
-            config.pop(key, None)
-        config["data"].pop("root", None)
+            config = yaml.safe_load(file.read_text())
+            for key in ("seed", "dense", "fabric"):
+                config.pop(key, None)
+            config["data"].pop("root", None)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise CheckpointError(f"{file}: expected a configuration: {error!r}") from error
         row: Row = {
             "folder": str(folder),
             "model": summary["model"],
@@ -54,23 +83,33 @@ def collect_runs(folders: Sequence[Path]) -> list[Row]:
         }
         row |= {f"dense.{name}": summary["dense"][name] for name in _METRICS}
         row |= {name: summary["pruned"][name] for name in _METRICS}
+        row["repeat"] = 1 + sum(_same_run(row, other) for other in rows)
         rows.append(row)
     return rows
 
 
-def average_over_seeds(runs: Sequence[Row]) -> list[Row]:
-    """One row per recipe, cheapest network first.
+_RECIPE = ("model", "data", "method", "estimator", "recipe")
 
-    The number of ``seeds``, the ``architecture`` of each, and mean and standard deviation of each
-    metric and of the seconds (``NAME`` and ``NAME_sd``; the latter None for a single seed).
+
+def _same_run(one: Row, other: Row) -> bool:
+    return all(one[key] == other[key] for key in (*_RECIPE, "seed"))
+
+
+def average_over_seeds(runs: Sequence[Row]) -> list[Row]:
+    """One row per recipe, cheapest network first; runs with a seed that is there make further rows.
+
+    The ``folders``, which ``repeat`` of its seeds it is, the number of ``seeds``, the
+    ``architecture`` of each, and mean and standard deviation of each metric and of the seconds
+    (``NAME`` and ``NAME_sd``; the latter None for a single seed).
     """
     recipes: dict[tuple[Any, ...], list[Row]] = {}
-    keys = ("model", "data", "method", "estimator", "recipe")
+    keys = (*_RECIPE, "repeat")
     for run in runs:
         recipes.setdefault(tuple(run[key] for key in keys), []).append(run)
     rows = []
     for values, same in recipes.items():
         row: Row = dict(zip(keys, values, strict=True))
+        row["folders"] = ", ".join(r["folder"] for r in same)
         row |= {"seeds": len(same), "architecture": ", ".join(r["architecture"] for r in same)}
         for name in ("seconds", *_METRICS, *(f"dense.{name}" for name in _METRICS)):
             numbers = [run[name] for run in same]
@@ -87,6 +126,11 @@ def percent(row: Row, name: str) -> str:
     return text if sd is None else f"{text} ± {100 * sd:.2f}"
 
 
+def _label(row: Row) -> str:
+    repeat = f"(run {row['repeat']} of the same seed)" if row["repeat"] > 1 else ""
+    return " ".join(filter(None, (row["method"], row["estimator"], repeat)))
+
+
 def compare_runs(folders: Sequence[Path], out: Path) -> pd.DataFrame:
     """Write ``compare.csv`` (a row per recipe) and ``compare.png`` to `out`; return a short table.
 
@@ -100,8 +144,9 @@ def compare_runs(folders: Sequence[Path], out: Path) -> pd.DataFrame:
     pd.DataFrame(rows).to_csv(out / "compare.csv", index=False)
     points: list[Row] = []
     for row in rows:
+        label = _label(row)
         point = {key: row[key] for key in ("macs", "error", "error_sd") if row[key] is not None}
-        points.append({"label": f"{row['method']} {row['estimator']}".strip(), **point})
+        points.append({"label": label, **point})
     dense = {(row["model"], row["data"]): row for row in rows}
     for (model, data), row in dense.items():
         point = {"macs": row["dense.macs"], "error": row["dense.error"], "dense": True}
@@ -110,7 +155,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "model": row["model"],
-            "method": f"{row['method']} {row['estimator']}".strip(),
+            "method": _label(row),
             "seeds": row["seeds"],
             "error %": percent(row, "error"),
             "dense error %": percent(row, "dense.error"),

@@ -148,6 +148,31 @@ def test_fisher_is_half_the_mean_squared_derivative_by_the_gate(network, groups,
             )
 
 
+def test_fisher_takes_any_loss_that_examples_have(network, groups, data) -> None:
+    """Squared errors, whose derivative by the logits is known."""
+    inputs, targets = data.tensors
+    wanted = F.one_hot(targets, 3).float()
+
+    def loss(output, targets):
+        return (output - targets).square().sum(1)
+
+    batches = [(inputs[:4], wanted[:4]), (inputs[4:], wanted[4:])]
+    scores = Fisher(loss).scores(network, groups, batches).values
+    with pytest.raises(DataError, match=r"one loss per example, shape \(4,\); got float32 .* \(\)"):
+        Fisher(F.mse_loss).scores(network, groups, batches[:1])
+    with pytest.raises(DataError, match="cross-entropy expects .* int64 of shape"):
+        Fisher().scores(network, groups, [(inputs, targets + 7)])
+    h = 1e-5
+    network, inputs, wanted = network.double(), inputs.double(), wanted.double()
+    for unit, value in enumerate(scores["fc1"]):
+        up, down = (
+            loss(columns(network, groups, "fc1", unit, 1 + step)(inputs), wanted)
+            for step in (h, -h)
+        )
+        expected = ((up - down) / (2 * h)).square().mean() / 2
+        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-9)
+
+
 def test_fisher_of_a_unit_that_nobody_listens_to_is_zero(network, groups, data) -> None:
     deaf = columns(network, groups, "fc1", 2, 0.0)
     scores = Fisher().scores(deaf, groups, DataLoader(data, 4))

@@ -60,3 +60,14 @@ def test_a_single_seed_has_no_spread(tmp_path):
 def test_an_unfinished_run_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nothing"):
         collect_runs([tmp_path / "nothing"])
+
+
+def test_runs_of_one_recipe_and_seed_are_not_pooled(tmp_path):
+    folders = [write(tmp_path / n, s, e) for n, s, e in (("a", 0, 0.01), ("b", 1, 0.02))]
+    folders += [write(tmp_path / "c", 0, 0.05)]
+    rows = average_over_seeds(collect_runs(folders))
+    assert [(row["repeat"], row["seeds"]) for row in rows] == [(1, 2), (2, 1)]
+    assert rows[0]["error"] == pytest.approx(0.015)
+    assert rows[1]["folders"] == str(tmp_path / "c")
+    short = compare_runs(folders, tmp_path)
+    assert short["method"].tolist() == ["Dirichlet", "Dirichlet (run 2 of the same seed)"]
