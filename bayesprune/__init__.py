@@ -16,6 +16,7 @@ from bayesprune.posterior import SwitchPosterior
 from bayesprune.selection import (
     Budget,
     ChannelScores,
+    GlobalRank,
     KeepFraction,
     Probability,
     Threshold,
@@ -38,6 +39,7 @@ __all__ = [
     "Cost",
     "DataConfig",
     "Distillation",
+    "GlobalRank",
     "Implicit",
     "KeepFraction",
     "LatencyModel",
