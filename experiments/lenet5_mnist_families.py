@@ -55,7 +55,9 @@ def run(name: str, seed: int, dense: Path, runs: Path) -> None:
         (budget / "state").mkdir(parents=True)
         (budget / "config.yaml").write_text(config.to_yaml())
         for stage in FIT:
-            shutil.copyfile(own / f"state/{stage}.safetensors", budget / f"state/{stage}.safetensors")
+            shutil.copyfile(
+                own / f"state/{stage}.safetensors", budget / f"state/{stage}.safetensors"
+            )
         notes = json.loads((own / "state/notes.json").read_text())
         shared = {k: v for k, v in notes.items() if k in ("dense", "held_out/dense", "keep")}
         (budget / "state/notes.json").write_text(json.dumps(shared))
