@@ -1,0 +1,55 @@
+"""Penalties: sparse training that finds channels to remove, one file each."""
+
+from bayesprune.penalties._penalty import Penalty, SparseFit
+from bayesprune.penalties.bayes_l1_trim import BayesL1Trim
+from bayesprune.penalties.debiased_elastic_group_lasso import DebiasedElasticGroupLasso
+from bayesprune.penalties.elastic_group_lasso import ElasticGroupLasso
+from bayesprune.penalties.exclusive_lasso import ExclusiveLasso
+from bayesprune.penalties.group_hoyer_square import GroupHoyerSquare
+from bayesprune.penalties.group_lasso import GroupLasso
+from bayesprune.penalties.gss_121 import GSS121
+from bayesprune.penalties.gss_212 import GSS212
+from bayesprune.penalties.gss_auxiliary import GSSAuxiliary
+from bayesprune.penalties.network_slimming import NetworkSlimming
+from bayesprune.penalties.smoothed_hoyer_group_half import SmoothedHoyerGroupHalf
+from bayesprune.penalties.sparse_group_lasso import SparseGroupLasso
+from bayesprune.penalties.sparse_structure_selection import SparseStructureSelection
+from bayesprune.penalties.spred import Spred
+
+PENALTIES: tuple[type[Penalty], ...] = (
+    GroupLasso,
+    SparseGroupLasso,
+    ElasticGroupLasso,
+    DebiasedElasticGroupLasso,
+    ExclusiveLasso,
+    GSS212,
+    GSS121,
+    GSSAuxiliary,
+    GroupHoyerSquare,
+    SmoothedHoyerGroupHalf,
+    Spred,
+    BayesL1Trim,
+    NetworkSlimming,
+    SparseStructureSelection,
+)
+"""Every penalty; the contract tests run over this list."""
+
+__all__ = [
+    "GSS121",
+    "GSS212",
+    "PENALTIES",
+    "BayesL1Trim",
+    "DebiasedElasticGroupLasso",
+    "ElasticGroupLasso",
+    "ExclusiveLasso",
+    "GSSAuxiliary",
+    "GroupHoyerSquare",
+    "GroupLasso",
+    "NetworkSlimming",
+    "Penalty",
+    "SmoothedHoyerGroupHalf",
+    "SparseFit",
+    "SparseGroupLasso",
+    "SparseStructureSelection",
+    "Spred",
+]
