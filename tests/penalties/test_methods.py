@@ -196,3 +196,110 @@ def test_the_pull_is_the_multiplier_times_the_strength(branches, branch_groups) 
         penalties.GroupLasso(0.5, scale="size").prox(units, 0.1)
     after = torch.cat(list(units.norms().values()))
     torch.testing.assert_close(after, (before - 0.1 * 0.5 * 5**0.5).clamp_min(0))
+
+
+def test_greg_1_grows_on_what_it_chose_and_removes_it(branches, branch_groups) -> None:
+    method = penalties.GReg1(keep=0.5, ceiling=2.0, growth=0.5)
+    units = Units(branches, branch_groups, extent="filter")
+    state = method.start(units)
+    means = {
+        "left": branches.left.weight.abs().mean(1),
+        "right": branches.right.weight.abs().mean(1),
+    }
+    going = {name: mean == mean.min() for name, mean in means.items()}
+    assert all(torch.equal(state[name] == 1, mask) for name, mask in going.items())
+    ridges = []
+    with torch.no_grad():
+        for index in range(8):
+            assert all((norms > 0).all() for norms in units.norms().values())
+            method.after_step(units, state, Step(index, 8, 4, 0.1))
+            ridges.append(state["ridge"].item())
+    assert ridges == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
+    for name, norms in units.norms().items():
+        assert torch.equal(norms == 0, going[name])
+    squares = torch.stack([(n**2)[~going[name]].sum() for name, n in units.norms().items()])
+    assert method.value(units, state) == 0
+    assert squares.sum() > 0
+
+
+def test_greg_2_chooses_after_all_have_been_pulled(branches, branch_groups) -> None:
+    method = penalties.GReg2(keep=0.5, start_ceiling=0.1, pick=0.5, ceiling=1.0, growth=0.5)
+    units = Units(branches, branch_groups, extent="filter")
+    state = method.start(units)
+    ridges = []
+    with torch.no_grad():
+        for index in range(8):
+            if index == 3:  # what the loss has done to the weights meanwhile
+                units["left"].scale_(torch.tensor([9.0, 9.0, 0.01], dtype=torch.double))
+            method.after_step(units, state, Step(index, 8, 4, 0.1))
+            ridges.append(state["left"].tolist())
+    assert ridges[0] == pytest.approx([0.025] * 3)
+    assert ridges[2] == pytest.approx([0.075] * 3)
+    assert ridges[3] == pytest.approx([0, 0, 0.1])
+    assert ridges[4] == pytest.approx([0, 0, 0.1 + 0.9 * 0.25 / 0.5])
+    assert ridges[5:] == [pytest.approx([0, 0, 1.0])] * 3
+    assert (units.norms()["left"] == 0).tolist() == [False, False, True]
+
+
+def test_group_greg_and_group_pruner_weigh_units_by_their_size(branches, branch_groups) -> None:
+    units = Units(branches, branch_groups)
+    set_norms(units)
+    greg, pruner = penalties.GroupGReg(growth=0.3), penalties.GroupPruner(strength=0.5)
+    states = [method.start(units) for method in (greg, pruner)]
+    with torch.no_grad():
+        for method, state in zip((greg, pruner), states, strict=True):
+            for index in range(2):
+                method.after_step(units, state, Step(index, 9, 9, 0.1))
+    slow = 0.3 * (1.5**2 - 1.0) / (1.5**2 - 0.5**2)
+    assert states[0]["left"].tolist() == pytest.approx([0.6, 2 * slow, 0.0])
+    assert states[1]["left"].tolist() == pytest.approx([16.0, 4.0, 1.0])
+    assert states[1]["right"].tolist() == pytest.approx([16.0, 1.0])
+    expected = 0.25 * (16 * 0.25 + 4 * 1 + 2.25 + 16 * 0.16 + 4)
+    assert pruner.value(units, states[1]).item() == pytest.approx(expected)
+
+
+def test_units_of_one_size_are_pulled_alike(branches, branch_groups) -> None:
+    units = Units(branches, branch_groups)
+    with torch.no_grad():
+        for group in units.values():
+            group.scale_(1 / group.norms().double())
+            group.scale_(1 / group.norms())
+    state = penalties.GroupPruner().start(units)
+    assert all(weights.isfinite().all() for weights in state.values())
+
+
+def test_admm_reaches_the_best_sparse_solution_of_a_quadratic(branches, branch_groups) -> None:
+    """Minimise |w - a|² over weights with 2 of 3 and 1 of 2 units: the largest of a stay as is."""
+    method = penalties.ADMM(keep=0.5, low=0.1, high=1.0, retrain=0.5)
+    units = Units(branches, branch_groups)
+    set_norms(units)
+    aim = [p.detach().clone() for p in units.parameters]
+    state, optimizer = method.start(units), torch.optim.SGD(units.parameters, lr=0.2)
+    aim = {p: p.detach().clone() for p in units.parameters}
+    for index in range(400):
+        optimizer.zero_grad()
+        loss = total((p - goal).square() for p, goal in aim.items()) / 2
+        (loss + method.value(units, state)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            method.after_step(units, state, Step(index, 400, 10, 0.2))
+    expected = torch.tensor([0.0, 1.0, 1.5, 0.0, 2.0]).double()
+    got = torch.cat([norms.detach() for norms in units.norms().values()])
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_soft_pruning_zeroes_filters_after_an_epoch_only(branches, branch_groups) -> None:
+    method = penalties.SoftFilterPruning(keep=0.5)
+    units = Units(branches, branch_groups, extent="filter")
+    smallest = branches.left.weight.norm(dim=1).argmin()
+    zeros = []
+    with torch.no_grad():
+        for index in range(6):
+            if index == 4:
+                branches.left.weight[smallest] = 5.0  # it may grow again
+            method.after_step(units, {}, Step(index, 6, 3, 0.1))
+            zeros.append((units.norms()["left"] == 0).nonzero()[:, 0].tolist())
+    assert zeros[:4] == [[], [], [smallest], [smallest]]
+    assert zeros[4] == []
+    assert len(zeros[5]) == 1
+    assert zeros[5] != [smallest]
