@@ -244,7 +244,7 @@ class UnitPenalty(Penalty):
         """Scores of the trained units: the norms of their vectors."""
         return units.norms()
 
-    def shrunk(self, units: Units) -> set[nn.Parameter]:
+    def shrunk(self, units: Units) -> list[nn.Parameter]:
         """The parameters that the penalty shrinks, which weight decay spares."""
         return units.parameters
 

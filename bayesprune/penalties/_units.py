@@ -271,10 +271,11 @@ class Units(Mapping[str, UnitGroup]):
             group.bury_(dead[name])
 
     @property
-    def parameters(self) -> set[nn.Parameter]:
-        """All that the vectors are made of."""
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the vectors are made of, each once."""
         parts = [part for group in self.values() for part in group.parts]
-        return {p for part in parts for p in (part.weight, part.gamma) if p is not None}
+        made_of = [p for part in parts for p in (part.weight, part.gamma) if p is not None]
+        return list(dict.fromkeys(made_of))
 
 
 def check_scale(owner: str, scale: str) -> None:

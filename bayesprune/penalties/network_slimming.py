@@ -54,8 +54,8 @@ class NetworkSlimming(ProximalPenalty):
         for gamma in _scales(units):
             gamma.copy_(soft(gamma, rate * self.strength))
 
-    def shrunk(self, units: Units) -> set[nn.Parameter]:
-        return set(_scales(units))
+    def shrunk(self, units: Units) -> list[nn.Parameter]:
+        return _scales(units)
 
     def scores(self, units: Units, state: State) -> dict[str, Tensor]:
         scores = units.norms()

@@ -100,7 +100,7 @@ def test_slimming_soft_thresholds_scales_and_nothing_else(network, groups) -> No
     scores = method.scores(units, {})
     torch.testing.assert_close(scores["conv1"], expected.abs())
     torch.testing.assert_close(scores["fc1"], units["fc1"].norms())
-    assert method.shrunk(units) == {network.norm.weight}
+    assert set(method.shrunk(units)) == {network.norm.weight}
 
 
 def test_slimming_needs_normalisation(branches, branch_groups, fabric) -> None:
@@ -118,7 +118,7 @@ def test_hoyer_square_counts_units_whatever_their_scale(branches, branch_groups)
         assert method.value(units, {}).item() == pytest.approx(1 + 2)
     # The gradient has no component along the weights themselves.
     value = method.value(units, {})
-    weights = list(units.parameters)
+    weights = units.parameters
     grads = torch.autograd.grad(value, weights)
     along = total(g * w for g, w in zip(grads, weights, strict=True))
     assert along.abs() < 1e-12
@@ -202,10 +202,8 @@ def test_greg_1_grows_on_what_it_chose_and_removes_it(branches, branch_groups) -
     method = penalties.GReg1(keep=0.5, ceiling=2.0, growth=0.5)
     units = Units(branches, branch_groups, extent="filter")
     state = method.start(units)
-    means = {
-        "left": branches.left.weight.abs().mean(1),
-        "right": branches.right.weight.abs().mean(1),
-    }
+    weights = {"left": branches.left.weight, "right": branches.right.weight}
+    means = {name: weight.abs().mean(1) for name, weight in weights.items()}
     going = {name: mean == mean.min() for name, mean in means.items()}
     assert all(torch.equal(state[name] == 1, mask) for name, mask in going.items())
     ridges = []
@@ -217,9 +215,7 @@ def test_greg_1_grows_on_what_it_chose_and_removes_it(branches, branch_groups) -
     assert ridges == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
     for name, norms in units.norms().items():
         assert torch.equal(norms == 0, going[name])
-    squares = torch.stack([(n**2)[~going[name]].sum() for name, n in units.norms().items()])
     assert method.value(units, state) == 0
-    assert squares.sum() > 0
 
 
 def test_greg_2_chooses_after_all_have_been_pulled(branches, branch_groups) -> None:
@@ -262,8 +258,7 @@ def test_units_of_one_size_are_pulled_alike(branches, branch_groups) -> None:
     units = Units(branches, branch_groups)
     with torch.no_grad():
         for group in units.values():
-            group.scale_(1 / group.norms().double())
-            group.scale_(1 / group.norms())
+            group.write_(group.matrix().sign())  # exactly alike
     state = penalties.GroupPruner().start(units)
     assert all(weights.isfinite().all() for weights in state.values())
 
@@ -273,7 +268,6 @@ def test_admm_reaches_the_best_sparse_solution_of_a_quadratic(branches, branch_g
     method = penalties.ADMM(keep=0.5, low=0.1, high=1.0, retrain=0.5)
     units = Units(branches, branch_groups)
     set_norms(units)
-    aim = [p.detach().clone() for p in units.parameters]
     state, optimizer = method.start(units), torch.optim.SGD(units.parameters, lr=0.2)
     aim = {p: p.detach().clone() for p in units.parameters}
     for index in range(400):

@@ -28,7 +28,7 @@ class Vector:
     def __init__(self, method, units: Units) -> None:
         self.method, self.units = method, units
         self.state = method.start(units)
-        self.parameters = list(units.parameters)
+        self.parameters = units.parameters
 
     def get(self) -> np.ndarray:
         return torch.cat([p.detach().flatten() for p in self.parameters]).numpy().copy()
