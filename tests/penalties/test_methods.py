@@ -268,7 +268,9 @@ def test_admm_reaches_the_best_sparse_solution_of_a_quadratic(branches, branch_g
     method = penalties.ADMM(keep=0.5, low=0.1, high=1.0, retrain=0.5)
     units = Units(branches, branch_groups)
     set_norms(units)
-    state, optimizer = method.start(units), torch.optim.SGD(units.parameters, lr=0.2)
+    with torch.no_grad():
+        state = method.start(units)
+    optimizer = torch.optim.SGD(units.parameters, lr=0.2)
     aim = {p: p.detach().clone() for p in units.parameters}
     for index in range(400):
         optimizer.zero_grad()
