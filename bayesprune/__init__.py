@@ -1,6 +1,6 @@
 """Smaller PyTorch networks, and how sure one can be of each channel that is removed."""
 
-from bayesprune import criteria, datasets, models, reporting, switches
+from bayesprune import criteria, datasets, models, penalties, reporting, switches
 from bayesprune._version import __version__
 from bayesprune.config import RunConfig
 from bayesprune.cost import Cost, cost, latency
@@ -63,6 +63,7 @@ __all__ = [
     "load_pruned",
     "load_run",
     "models",
+    "penalties",
     "remove_channels",
     "reporting",
     "run_experiment",

@@ -16,6 +16,7 @@ from bayesprune.criteria import Criterion
 from bayesprune.datasets import DataConfig
 from bayesprune.errors import ConfigError
 from bayesprune.estimators import AnalyticMean, Estimator
+from bayesprune.penalties import Penalty
 from bayesprune.plan import Limits
 from bayesprune.selection import Rule
 from bayesprune.switches import Switch
@@ -56,7 +57,7 @@ class RunConfig:
     model : str
         ``bayesprune:NAME``, ``torchvision:NAME`` or ``python.path:factory``.
     data : DataConfig
-    method : Switch or Criterion
+    method : Switch, Penalty or Criterion
         What scores the channels.
     select : Rule
         What decides how many stay.
@@ -69,6 +70,8 @@ class RunConfig:
         `finetune.distill` learns from the dense network.
     fit : FitConfig
         For switches.
+    sparse : TrainConfig
+        Sparse training, for penalties.
     rounds : int
         How often to fit, select, remove and fine-tune; budgets and counts are approached
         geometrically.
@@ -79,13 +82,14 @@ class RunConfig:
 
     model: str
     data: DataConfig
-    method: Switch | Criterion
+    method: Switch | Penalty | Criterion
     select: Rule
     seed: int = 0
     model_args: dict[str, Any] = field(default_factory=dict)
     dense: str | None = None
     pretrain: TrainConfig = field(default_factory=TrainConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    sparse: TrainConfig = field(default_factory=TrainConfig)
     finetune: TrainConfig = field(default_factory=TrainConfig)
     rounds: int = 1
     limits: Limits = field(default_factory=Limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -24,14 +25,16 @@ from bayesprune._version import __version__
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
 from bayesprune.config import RunConfig, load_config
 from bayesprune.cost import cost, latency
+from bayesprune.criteria import Criterion
 from bayesprune.datasets import Data
 from bayesprune.errors import CheckpointError, ConfigError, DataError
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
+from bayesprune.penalties import Penalty
 from bayesprune.plan import PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.reporting import ReportData, write_card, write_report
-from bayesprune.selection import Context, Rule, select
+from bayesprune.selection import ChannelScores, Context, Rule, select
 from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
@@ -56,7 +59,7 @@ class Run:
     network : nn.Module
         The pruned network.
     posterior : SwitchPosterior, optional
-        Of the last round; None for criteria.
+        Of the last round; None for penalties and criteria.
     """
 
     folder: Path
@@ -276,11 +279,15 @@ def _rounds(
                 config, rule, folder, data, fabric, metrics, network, groups, channels, suffix
             )
             evidence: Any = posterior
+        elif isinstance(config.method, Penalty):
+            network, evidence = _sparsify(
+                config, folder, data, fabric, metrics, network, groups, suffix
+            )
         else:
             evidence = config.method
         if not file.exists():
             started = time.perf_counter()
-            if evidence is config.method:
+            if isinstance(config.method, Criterion):
                 evidence = config.method.scores(network, groups, data.train_plain)
             step = select(
                 evidence,
@@ -353,6 +360,40 @@ def _fit(
 
     plain = folder.tensors(f"fit{suffix}", switched.fold({}), fit)
     return plain, SwitchPosterior.load(file)
+
+
+def _sparsify(
+    config: RunConfig,
+    folder: _Folder,
+    data: Data,
+    fabric: Fabric,
+    metrics: MetricsWriter,
+    network: nn.Module,
+    groups: ChannelGroups,
+    suffix: str,
+) -> tuple[nn.Module, ChannelScores]:
+    """The sparsely trained network and the scores of its channels."""
+    assert isinstance(config.method, Penalty)
+    method, file = config.method, folder.state(f"scores{suffix}")
+
+    def train() -> nn.Module:
+        fit = method.train(
+            network,
+            groups,
+            data.train,
+            config.sparse,
+            fabric=fabric,
+            seed=config.seed,
+            stage=f"fit{suffix}",
+            validation=data.validation,
+            checkpoint=folder.state(f"fit{suffix}-epochs"),
+            metrics=metrics,
+        )
+        save_state(file, fit.scores.values)
+        return fit.network
+
+    trained = folder.tensors(f"fit{suffix}", copy.deepcopy(network), train)
+    return trained, ChannelScores(load_state(file), type(method).__name__)
 
 
 def _finetune(
