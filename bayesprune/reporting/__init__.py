@@ -5,6 +5,8 @@ from bayesprune.reporting.compare import average_over_seeds as average_over_seed
 from bayesprune.reporting.compare import collect_runs as collect_runs
 from bayesprune.reporting.compare import compare_runs as compare_runs
 from bayesprune.reporting.compare import percent as percent
+from bayesprune.reporting.path_plots import path_plot as path_plot
+from bayesprune.reporting.path_plots import sensitivity_plot as sensitivity_plot
 from bayesprune.reporting.plots import elbo_plot as elbo_plot
 from bayesprune.reporting.plots import feature_maps as feature_maps
 from bayesprune.reporting.plots import forest_plot as forest_plot

@@ -15,6 +15,7 @@ from bayesprune._describe import describe
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.penalties import PENALTIES, Penalty
 from bayesprune.penalties._penalty import ProximalPenalty, UnitPenalty
+from bayesprune.penalties._weights import WeightPenalty
 from bayesprune.selection import KeepFraction, select
 from bayesprune.surgery import remove_channels
 from bayesprune.training import Step, TrainConfig, train_network
@@ -27,7 +28,8 @@ STRONG = {
 }
 STRONG[penalties.GroupGReg] = penalties.GroupGReg(growth=0.1)
 PROXIMAL = [member for member in STRONG if issubclass(member, ProximalPenalty)]
-ADDED = [member for member in STRONG if issubclass(member, UnitPenalty)]
+ADDED = [member for member in STRONG if issubclass(member, UnitPenalty | WeightPenalty)]
+BY_WEIGHT = [m for m in PENALTIES if issubclass(m, WeightPenalty)] + [penalties.ElementSpred]
 
 
 def trained(method: Penalty, network, groups, data, fabric, epochs: int = 2, **options):
@@ -63,7 +65,8 @@ def test_scores_every_unit_and_leaves_the_network_alone(
     assert fit.scores.measure == member.__name__
     assert member.reference
     assert [row["epoch"] for row in fit.history] == [1, 2]
-    assert all(row.keys() >= {"loss", "penalty", "units"} for row in fit.history)
+    left = "weights" if member in BY_WEIGHT else "units"
+    assert all(row.keys() >= {"loss", "penalty", left} for row in fit.history)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     # The result is a plain network of the same kind, trained, in the modes of the first.
@@ -93,6 +96,8 @@ def test_fit_gives_the_scores_of_train(member, network, groups, data, fabric) ->
 
 @pytest.mark.parametrize("member", PENALTIES)
 def test_the_gradient_is_that_of_finite_differences(member, network, groups, data, fabric) -> None:
+    if member in (penalties.SoftFilterPruning, penalties.SNIP):
+        pytest.skip("adds nothing to the loss")
     method = STRONG.get(member) or member()
     task = method.task(network.double(), groups, DataLoader(data, 6))
     task.after_step(Step(0, 20, 5, 1e-3))  # what grows with the steps is not 0 any more
@@ -100,8 +105,6 @@ def test_the_gradient_is_that_of_finite_differences(member, network, groups, dat
     value = task.value()
     assert value.ndim == 0
     assert value.isfinite()
-    if member is penalties.SoftFilterPruning:
-        pytest.skip("adds nothing to the loss")
     grads = torch.autograd.grad(value, parameters, allow_unused=True)
     grads = [
         torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)
@@ -187,7 +190,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(
         assert torch.equal(values, again.scores.values[name])
 
 
-_LOOKS_AT_DATA: tuple[type[Penalty], ...] = ()
+_LOOKS_AT_DATA = (penalties.SNIP,)
 """Those that read the loader before training."""
 
 
