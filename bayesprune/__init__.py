@@ -1,6 +1,6 @@
 """Smaller PyTorch networks, and how sure one can be of each channel that is removed."""
 
-from bayesprune import criteria, datasets, layer_pruning, models, reporting, switches
+from bayesprune import criteria, datasets, layer_pruning, models, penalties, reporting, switches
 from bayesprune._version import __version__
 from bayesprune.config import RunConfig
 from bayesprune.cost import Cost, cost, latency
@@ -81,6 +81,7 @@ __all__ = [
     "load_pruned",
     "load_run",
     "models",
+    "penalties",
     "removable_layers",
     "remove_channels",
     "remove_layers",

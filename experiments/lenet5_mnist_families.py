@@ -21,16 +21,22 @@ from bayesprune.experiment import run_experiment
 
 HERE = Path(__file__).parent
 GAUSSIAN = ["--fit.weight_posterior", "GaussianWeights"]
+FREE = ["--fit.constraint", "null"]
 FAMILIES = {
-    "dirichlet": ["--method", "Dirichlet", "--method.total", "anneal", "--fit.constraint", "null"],
-    "logistic_normal": ["--method", "LogisticNormal", "--method.total", "anneal"]
-    + ["--fit.constraint", "null"],
+    "dirichlet": ["--method", "Dirichlet", "--method.total", "anneal", *FREE],
+    "logistic_normal": ["--method", "LogisticNormal", "--method.total", "anneal", *FREE],
     "log_normal": ["--method", "LogNormal"],
     "horseshoe": ["--method", "Horseshoe", *GAUSSIAN],
     "normal_jeffreys": ["--method", "NormalJeffreys", *GAUSSIAN],
     "hard_concrete": ["--method", "HardConcrete", "--method.penalty", "1e-3"],
-    "bernoulli": ["--method", "Bernoulli", "--method.penalty", "1e-3"]
-    + ["--fit.learning_rate", "0.02"],
+    "bernoulli": [
+        "--method",
+        "Bernoulli",
+        "--method.penalty",
+        "1e-3",
+        "--fit.learning_rate",
+        "0.02",
+    ],
     "radial": ["--method", "Radial", *GAUSSIAN],
     "information_bottleneck": ["--method", "InformationBottleneck"],
     "bayesian_group_lasso": ["--method", "BayesianGroupLasso", *GAUSSIAN],
