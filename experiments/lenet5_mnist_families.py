@@ -25,22 +25,15 @@ FREE = ["--fit.constraint", "null"]
 FAMILIES = {
     "dirichlet": ["--method", "Dirichlet", "--method.total", "anneal", *FREE],
     "logistic_normal": ["--method", "LogisticNormal", "--method.total", "anneal", *FREE],
-    "log_normal": ["--method", "LogNormal"],
+    "log_normal": "--method LogNormal --method.init_sd 0.3 --select FamilyRule".split(),
     "horseshoe": ["--method", "Horseshoe", *GAUSSIAN],
-    "normal_jeffreys": ["--method", "NormalJeffreys", *GAUSSIAN],
+    "normal_jeffreys": ["--method", "NormalJeffreys"],
     "hard_concrete": ["--method", "HardConcrete", "--method.penalty", "1e-3"],
-    "bernoulli": [
-        "--method",
-        "Bernoulli",
-        "--method.penalty",
-        "1e-3",
-        "--fit.learning_rate",
-        "0.02",
-    ],
+    "bernoulli": "--method Bernoulli --method.penalty 1e-3 --fit.learning_rate 0.02".split(),
     "radial": ["--method", "Radial", *GAUSSIAN],
     "information_bottleneck": ["--method", "InformationBottleneck"],
     "bayesian_group_lasso": ["--method", "BayesianGroupLasso", *GAUSSIAN],
-    "spike_and_slab": ["--method", "SpikeAndSlab", *GAUSSIAN],
+    "spike_and_slab": ["--method", "SpikeAndSlab"],
 }
 """Options of each family beside experiments/lenet5_mnist_families.yaml."""
 
