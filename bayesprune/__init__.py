@@ -1,6 +1,6 @@
 """Smaller PyTorch networks, and how sure one can be of each channel that is removed."""
 
-from bayesprune import criteria, datasets, models, reporting, switches
+from bayesprune import criteria, datasets, layer_pruning, models, penalties, reporting, switches
 from bayesprune._version import __version__
 from bayesprune.config import RunConfig
 from bayesprune.cost import Cost, cost, latency
@@ -10,6 +10,7 @@ from bayesprune.estimators import AR, ARM, AnalyticMean, Implicit
 from bayesprune.experiment import Run, load_run, run_experiment
 from bayesprune.export import export_onnx, export_program
 from bayesprune.groups import ChannelGroup, ChannelGroups, trace_groups
+from bayesprune.layer_pruning import removable_layers, remove_layers
 from bayesprune.network import SwitchedNetwork
 from bayesprune.objectives import CostConstraint, DualAscent, FixedWeight, Pathwise, ScoreFunction
 from bayesprune.plan import Limits, PruningPlan
@@ -19,6 +20,7 @@ from bayesprune.selection import (
     ChannelScores,
     EvidenceStop,
     FamilyRule,
+    GlobalRank,
     KeepFraction,
     Probability,
     Threshold,
@@ -50,6 +52,7 @@ __all__ = [
     "FamilyRule",
     "FixedWeight",
     "GaussianWeights",
+    "GlobalRank",
     "Implicit",
     "KeepFraction",
     "LatencyModel",
@@ -74,10 +77,14 @@ __all__ = [
     "export_program",
     "fit_switches",
     "latency",
+    "layer_pruning",
     "load_pruned",
     "load_run",
     "models",
+    "penalties",
+    "removable_layers",
     "remove_channels",
+    "remove_layers",
     "reporting",
     "run_experiment",
     "save_pruned",

@@ -185,12 +185,17 @@ def _groups(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _methods(options: argparse.Namespace, rest: list[str]) -> None:
-    from bayesprune import criteria, switches
+    from bayesprune import criteria, penalties, switches
 
     table = Table()
     for column in ("name", "kind", "reference"):
         table.add_column(column)
-    for kind, families in (("switch", switches.FAMILIES), ("criterion", criteria.CRITERIA)):
+    kinds = {
+        "switch": switches.FAMILIES,
+        "penalty": penalties.PENALTIES,
+        "criterion": criteria.CRITERIA,
+    }
+    for kind, families in kinds.items():
         for family in families:
             table.add_row(family.__name__, kind, family.reference)
     Console().print(table)

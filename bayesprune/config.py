@@ -17,6 +17,7 @@ from bayesprune.datasets import DataConfig
 from bayesprune.errors import ConfigError
 from bayesprune.estimators import Estimator
 from bayesprune.objectives import CostConstraint
+from bayesprune.penalties import Penalty
 from bayesprune.plan import Limits
 from bayesprune.posterior import default_rule
 from bayesprune.selection import Rule
@@ -65,7 +66,7 @@ class RunConfig:
     model : str
         ``bayesprune:NAME``, ``torchvision:NAME`` or ``python.path:factory``.
     data : DataConfig
-    method : Switch or Criterion
+    method : Switch, Penalty or Criterion
         What scores the channels.
     select : Rule, optional
         What decides how many stay. By default what the switch family brings: `EvidenceStop` where
@@ -79,6 +80,8 @@ class RunConfig:
         `finetune.distill` learns from the dense network.
     fit : FitConfig
         For switches.
+    sparse : TrainConfig
+        Sparse training, for penalties.
     rounds : int
         How often to fit, select, remove and fine-tune; budgets and counts are approached
         geometrically.
@@ -91,13 +94,14 @@ class RunConfig:
 
     model: str
     data: DataConfig
-    method: Switch | Criterion
+    method: Switch | Penalty | Criterion
     select: Rule | None = None
     seed: int = 0
     model_args: dict[str, Any] = field(default_factory=dict)
     dense: str | None = None
     pretrain: TrainConfig = field(default_factory=TrainConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    sparse: TrainConfig = field(default_factory=TrainConfig)
     finetune: TrainConfig = field(default_factory=TrainConfig)
     rounds: int = 1
     limits: Limits = field(default_factory=Limits)

@@ -18,7 +18,7 @@ from torch.distributions import Bernoulli, Distribution, Independent, kl_diverge
 from torch.types import _size
 
 from bayesprune._describe import init_args
-from bayesprune.distributions import Replicated
+from bayesprune.distributions import Improper, Replicated
 from bayesprune.errors import ConfigError, FitError
 
 SWITCH = "switch"
@@ -272,6 +272,7 @@ class _Unscored(torch.autograd.Function):
         )
 
 
+@register_kl(AtMean, Improper)  # torch would not know which of two to prefer
 @register_kl(AtMean, Distribution)
 def _kl_mean(q: AtMean, p: Distribution) -> Tensor:
     return kl_divergence(q.factor, p)

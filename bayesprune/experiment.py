@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -31,10 +32,11 @@ from bayesprune.errors import CheckpointError, ConfigError, DataError, PlanError
 from bayesprune.estimators import Estimator
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
+from bayesprune.penalties import Penalty
 from bayesprune.plan import Limits, PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.reporting import ReportData, read_summary, write_card, write_report
-from bayesprune.selection import Context, Rule, choose
+from bayesprune.selection import ChannelScores, Context, Rule, choose
 from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
@@ -59,7 +61,7 @@ class Run:
     network : nn.Module
         The pruned network.
     posterior : SwitchPosterior, optional
-        Of the last round; None for criteria.
+        Of the last round; None for penalties and criteria.
     """
 
     folder: Path
@@ -364,6 +366,10 @@ def _rounds(
                 config, rule, folder, data, fabric, metrics, context, channels, suffix
             )
             evidence = posterior
+        elif isinstance(config.method, Penalty):
+            network, evidence = _sparsify(
+                config, folder, data, fabric, metrics, network, context.groups, suffix
+            )
         if not file.exists():
             started = time.perf_counter()
             if isinstance(config.method, Criterion):
@@ -450,6 +456,40 @@ def _estimator(config: RunConfig) -> Estimator:
     """What a run's switches are fitted with."""
     assert isinstance(config.method, Switch)
     return config.fit.estimator or config.method.estimator()
+
+
+def _sparsify(
+    config: RunConfig,
+    folder: _Folder,
+    data: Data,
+    fabric: Fabric,
+    metrics: MetricsWriter,
+    network: nn.Module,
+    groups: ChannelGroups,
+    suffix: str,
+) -> tuple[nn.Module, ChannelScores]:
+    """The sparsely trained network and the scores of its channels."""
+    assert isinstance(config.method, Penalty)
+    method, file = config.method, folder.state(f"scores{suffix}")
+
+    def train() -> nn.Module:
+        fit = method.train(
+            network,
+            groups,
+            data.train,
+            config.sparse,
+            fabric=fabric,
+            seed=config.seed,
+            stage=f"fit{suffix}",
+            validation=data.validation,
+            checkpoint=folder.state(f"fit{suffix}-epochs"),
+            metrics=metrics,
+        )
+        save_state(file, fit.scores.values)
+        return fit.network
+
+    trained = folder.tensors(f"fit{suffix}", copy.deepcopy(network), train)
+    return trained, ChannelScores(load_state(file), type(method).__name__)
 
 
 def _finetune(

@@ -95,7 +95,7 @@ class DualAscent(Multiplier):
     Nocedal and Wright, "Numerical Optimization", 2006, section 17.4.
     """
 
-    def __init__(self, rate: float = 0.002, gain: float = 0.2) -> None:
+    def __init__(self, rate: float = 0.01, gain: float = 1.0) -> None:
         if not (0 < rate < math.inf and 0 < gain < math.inf):
             raise ConfigError(f"DualAscent: rate and gain must be above 0, got {rate}, {gain}")
         self.rate = rate

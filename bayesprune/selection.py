@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import heappop, heappush
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ from bayesprune.losses import Loss, batch_loss
 from bayesprune.plan import Kept, Limits, PruningPlan
 from bayesprune.timing import LatencyModel
 from bayesprune.training import checked_batch
+
+Normalisation = Literal["l2", "none"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,21 @@ class ChannelScores:
         """The `count` units with the highest scores, ascending."""
         order = self.order(name)
         return sorted(order[len(order) - count :])
+
+    def normalised(self, how: Normalisation) -> ChannelScores:
+        """Each group's scores divided by their Euclidean norm ("l2"), or as they are ("none").
+
+        Raises
+        ------
+        ConfigError
+            If `how` is neither.
+        """
+        if how not in get_args(Normalisation):
+            raise ConfigError(f"normalise: expected 'l2' or 'none', got {how!r}")
+        if how == "none":
+            return self
+        values = {name: nn.functional.normalize(v, dim=0) for name, v in self.values.items()}
+        return ChannelScores(values, self.measure)
 
 
 class Context:
@@ -353,41 +372,12 @@ def _expect(rule: Rule, scores: ChannelScores) -> None:
 
 
 @dataclass(frozen=True)
-class Budget(Rule):
-    """Keep as much as a budget allows, shared out between groups by measured loss.
-
-    Within a group the scores decide which channel goes next. Between groups the next removal is the
-    one that raises the held-out loss least per unit of cost saved. Without held-out data the loss
-    is minus the log of the share of its scores that a group has left, summed over the layers that
-    read the group: to read half as much is as bad for any layer.
-
-    The plan's network costs between 98% and 100% of the budget: if single units leave more than 2%
-    of it, two or three groups exchange some. Where the limits, or the size of one unit, do not
-    allow that, it costs less and `PruningPlan.note` says why. A latency budget is
-    shared out by a `LatencyModel`; the network is then built and measured, and the allocation
-    repeated with the model corrected, up to ten times.
-
-    Parameters
-    ----------
-    macs, params, latency_ms : float, optional
-        Exactly one: at most this many multiply-accumulates, parameters, or milliseconds for a call
-        on ``example_input``. For macs and params a number of at most 1 is a fraction of the dense
-        network's; latency is always in milliseconds.
-    step : float
-        Fraction of the cost that one step of the allocation removes, in (0, 1).
-
-    Raises
-    ------
-    ConfigError
-        If not exactly one positive budget is given, or the step is out of range.
-    BudgetError
-        On use, if even the smallest network is above the budget.
-    """
+class CostLimit(Rule):
+    """Abstract: keeps as much as a limit of the cost allows; see `Budget`."""
 
     macs: float | None = None
     params: float | None = None
     latency_ms: float | None = None
-    step: float = 0.04
 
     def __post_init__(self) -> None:
         kinds = {"macs": self.macs, "params": self.params, "latency_ms": self.latency_ms}
@@ -396,11 +386,13 @@ class Budget(Rule):
             found = ", ".join(f"{kind}={value}" for kind, value in given.items()) or "none"
             more = "; set the others to None (on the command line: null)" if len(given) > 1 else ""
             raise ConfigError(
-                "Budget: expected exactly one of macs, params and latency_ms, above 0; got "
-                f"{found}{more}"
+                f"{type(self).__name__}: expected exactly one of macs, params and latency_ms, "
+                f"above 0; got {found}{more}"
             )
-        if not 0 < self.step < 1:
-            raise ConfigError(f"Budget: expected a step in (0, 1), got {self.step}")
+
+    @abstractmethod
+    def allocation(self, scores: ChannelScores, context: Context) -> Allocation:
+        """What shares the cost out between groups."""
 
     @property
     def kind(self) -> Literal["macs", "params", "latency_ms"]:
@@ -449,7 +441,7 @@ class Budget(Rule):
 
     def select(self, scores: ChannelScores, context: Context) -> Kept:
         price, limit = self.price(context), self.limit(context)
-        allocation = _Allocation(scores, context, price, self.step)
+        allocation = self.allocation(scores, context)
         smallest = allocation.smallest()
         least = price.actual(smallest)
         if least > limit:
@@ -516,6 +508,107 @@ class Budget(Rule):
         )
 
 
+@dataclass(frozen=True)
+class Budget(CostLimit):
+    """Keep as much as a budget allows, shared out between groups by measured loss.
+
+    Within a group the scores decide which channel goes next. Between groups the next removal is the
+    one that raises the held-out loss least per unit of cost saved. Without held-out data the loss
+    is minus the log of the share of its scores that a group has left, summed over the layers that
+    read the group: to read half as much is as bad for any layer.
+
+    The plan's network costs between 98% and 100% of the budget: if single units leave more than 2%
+    of it, two or three groups exchange some. Where the limits, or the size of one unit, do not
+    allow that, it costs less and `PruningPlan.note` says why. A latency budget is shared out by a
+    `LatencyModel`; the network is then built and measured, and the allocation repeated with the
+    model corrected, up to ten times.
+
+    Parameters
+    ----------
+    macs, params, latency_ms : float, optional
+        Exactly one: at most this many multiply-accumulates, parameters, or milliseconds for a call
+        on ``example_input``. For macs and params a number of at most 1 is a fraction of the dense
+        network's; latency is always in milliseconds.
+    step : float
+        Fraction of the cost that one step of the allocation removes, in (0, 1).
+
+    Raises
+    ------
+    ConfigError
+        If not exactly one positive budget is given, or the step is out of range.
+    BudgetError
+        On use, if even the smallest network is above the budget.
+    """
+
+    step: float = 0.04
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.step < 1:
+            raise ConfigError(f"Budget: expected a step in (0, 1), got {self.step}")
+
+    def allocation(self, scores: ChannelScores, context: Context) -> Allocation:
+        return _ByLoss(scores, context, self.price(context), self.step)
+
+
+@dataclass(frozen=True)
+class GlobalRank(CostLimit):
+    """Remove the lowest units of the whole network until a budget is met.
+
+    The scores of all groups are ranked together, as they are or normalised within each group, and
+    corrected for what a unit costs. Units that removal brings below the limit with room to spare
+    come back if they fit, the highest first.
+
+    Parameters
+    ----------
+    macs, params, latency_ms : float, optional
+        As for `Budget`.
+    normalise : {"l2", "none"}
+        Whether each group's scores are divided by their Euclidean norm first. Scores that are
+        comparable between groups by themselves need none: `Fisher`, `Taylor2019`, `Iterative`.
+    cost_weight : float
+        At least 0: how much score it is worth to save the whole cost. A unit's removal from the
+        dense network saves a share of that, which is taken from its score.
+
+    Raises
+    ------
+    ConfigError
+        If not exactly one positive budget is given, or another argument is out of range.
+    BudgetError
+        On use, if even the smallest network is above the budget.
+
+    References
+    ----------
+    Molchanov et al., ICLR 2017 (scores normalised by layer; regularised by FLOPs); Theis et al.,
+    2018 (score minus a multiple of the cost).
+    """
+
+    normalise: Normalisation = "l2"
+    cost_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalise not in get_args(Normalisation):
+            raise ConfigError(
+                f"GlobalRank.normalise: expected 'l2' or 'none', got {self.normalise!r}"
+            )
+        if not self.cost_weight >= 0:
+            raise ConfigError(
+                f"GlobalRank.cost_weight: expected at least 0, got {self.cost_weight}"
+            )
+
+    def allocation(self, scores: ChannelScores, context: Context) -> Allocation:
+        scores, price = scores.normalised(self.normalise), self.price(context)
+        if self.cost_weight:
+            values = {}
+            for name, value in scores.values.items():
+                units = set(range(len(value)))
+                saved = [1 - price({name: units - {unit}}) / price({}) for unit in units]
+                values[name] = value - self.cost_weight * torch.tensor(saved)
+            scores = ChannelScores(values, scores.measure)
+        return _ByRank(scores, context, price)
+
+
 _TOLERANCE = 0.02  # how much of a budget may be left
 _EXCHANGES = 8000  # how many are looked at, about, before one is made, …
 _LOSSES = 16  # … and for how many of these the loss is measured
@@ -526,7 +619,23 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-class _Allocation:
+class Allocation(Protocol):
+    """Shares a cost out between groups."""
+
+    def __call__(self, limit: float) -> Kept:
+        """Units that can be had for a predicted cost, not below that of the smallest network."""
+        ...
+
+    def smallest(self) -> Kept:
+        """The fewest units that are allowed."""
+        ...
+
+    def is_whole(self, kept: Kept) -> bool:
+        """Whether nothing is removed."""
+        ...
+
+
+class _ByLoss:
     """Removes units until a predicted cost is reached; remembers every loss it has evaluated."""
 
     def __init__(self, scores: ChannelScores, context: Context, price: Price, step: float) -> None:
@@ -666,6 +775,50 @@ class _Allocation:
         return min(small, key=lambda every: self.loss({**start, **every}), default={})
 
 
+class _ByRank:
+    """Removes units in one order for all groups."""
+
+    def __init__(self, scores: ChannelScores, context: Context, price: Price) -> None:
+        self.scores = scores
+        self.price = price
+        self.widths = {name: context.widths(name) for name in scores.values}
+        ranked = sorted(
+            (value, place, name)
+            for name, values in scores.values.items()
+            for place, value in enumerate(values.sort().values.tolist())
+        )
+        self.order = [name for _, _, name in ranked]  # whose lowest unit goes next
+
+    def kept(self, removed: Mapping[str, int]) -> Kept:
+        """The best units, as many of each group as allowed when so many should be gone."""
+        kept = {}
+        for name, widths in self.widths.items():
+            allowed = widths[widths <= widths[-1] - removed.get(name, 0)]
+            kept[name] = self.scores.best(name, int(allowed[-1] if len(allowed) else widths[0]))
+        return kept
+
+    def smallest(self) -> Kept:
+        return self.kept({name: int(widths[-1]) for name, widths in self.widths.items()})
+
+    def is_whole(self, kept: Kept) -> bool:
+        return all(len(units) == self.widths[name][-1] for name, units in kept.items())
+
+    def __call__(self, limit: float) -> Kept:
+        def cost(count: int) -> float:
+            return self.price(self.kept(Counter(self.order[:count])))
+
+        few = range(len(self.order) + 1)
+        count = bisect_left(few, True, key=lambda count: cost(count) <= limit)
+        removed, full = Counter(self.order[:count]), set()
+        for name in reversed(self.order[:count]):
+            back = removed - Counter([name])
+            if name not in full and self.price(self.kept(back)) <= limit:
+                removed = back
+            else:
+                full.add(name)
+        return self.kept(removed)
+
+
 def _score_loss(
     scores: ChannelScores, order: Mapping[str, Sequence[int]], groups: ChannelGroups
 ) -> Callable[[Mapping[str, int]], float]:
@@ -741,9 +894,9 @@ def select(
     evidence : ChannelScores or SwitchPosterior
         From any method; of a posterior the rule takes the scores it needs.
     rule : Rule, optional
-        `TopK`, `KeepFraction`, `Threshold`, `Probability`, `FamilyRule`, `EvidenceStop` or
-        `Budget`. A posterior's own by default: `EvidenceStop` where it is in closed form, else
-        `FamilyRule`.
+        `TopK`, `KeepFraction`, `Threshold`, `Probability`, `FamilyRule`, `EvidenceStop`, `Budget`
+        or `GlobalRank`. A posterior's own by default: `EvidenceStop` where it is in closed form,
+        else `FamilyRule`.
     groups : ChannelGroups
     network, loader : optional
         The network that the channels are cut from, and held-out batches ``(inputs, targets)``: with

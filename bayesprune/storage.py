@@ -32,7 +32,7 @@ def save_pruned(path: str | os.PathLike[str], network: nn.Module, plan: PruningP
     path : path
         A ``.safetensors`` file.
     network : nn.Module
-        From `remove_channels`.
+        From `remove_channels`, of a network that may have lost layers by `remove_layers` before.
     plan : PruningPlan
     """
     # Shared tensors are written once per name: a file must load into any network of the class.
@@ -41,6 +41,7 @@ def save_pruned(path: str | os.PathLike[str], network: nn.Module, plan: PruningP
         "format": _FORMAT,
         "plan": plan.to_json(),
         "features": json.dumps({n: m.num_features for n, m in _bare_norms(network).items()}),
+        "identities": json.dumps(_identities(network)),
     }
     write_bytes_atomic(Path(path), save(tensors, metadata=metadata))
 
@@ -85,8 +86,13 @@ def load_pruned(
             f"{path}: expected format {_FORMAT}, got {metadata.get('format')}: was it written by "
             "save_pruned?"
         )
+    layers: dict[str, nn.Module] = {}
     try:
         plan = PruningPlan.from_json(metadata.get("plan", ""))
+        # Files from before layers could be removed name none.
+        layers = _removed(metadata.get("identities", "[]"), fresh_network)
+        for name in layers:
+            fresh_network.set_submodule(name, nn.Identity())
         features = _features(metadata.get("features", "{}"), fresh_network)
         _check_names(tensors, fresh_network)
         _check_layers(tensors, fresh_network)
@@ -94,6 +100,8 @@ def load_pruned(
         if example_input is not None:
             _check_shapes(tensors, remove_channels(fresh_network, plan, example_input))
     except (CheckpointError, PlanError, TraceError) as error:
+        for name, layer in layers.items():
+            fresh_network.set_submodule(name, layer)
         raise CheckpointError(
             f"{path}: not a pruned {type(fresh_network).__name__} of this size: {error}"
         ) from error
@@ -136,6 +144,28 @@ def _bare_norms(network: nn.Module) -> dict[str, Any]:
         for name, module in network.named_modules()
         if isinstance(module, _InstanceNorm) and not module.affine and module.running_mean is None
     }
+
+
+def _identities(network: nn.Module) -> list[str]:
+    """The names of layers that have been removed, or have always been the identity."""
+    modules = network.named_modules(remove_duplicate=False)
+    return [name for name, module in modules if type(module) is nn.Identity]
+
+
+def _removed(text: str, network: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a network that are to become the identity."""
+    modules = dict(network.named_modules(remove_duplicate=False))
+    try:
+        names = json.loads(text)
+        if (
+            isinstance(names, list)
+            and all(type(name) is str and name and name in modules for name in names)
+            and not any(a.startswith(f"{b}.") for a in names for b in names)
+        ):
+            return {n: modules[n] for n in names if type(modules[n]) is not nn.Identity}
+    except json.JSONDecodeError:
+        pass
+    raise CheckpointError(f"expected names of removed layers, got {text!r:.80}")
 
 
 def _features(text: str, network: nn.Module) -> dict[str, int]:

@@ -15,7 +15,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,6 +303,7 @@ def run_epochs(
     scheduler: LRScheduler | None = None,
     averager: AveragedModel | None = None,
     before_step: Callable[[int, int], object] | None = None,
+    after_step: Callable[[int, int], object] | None = None,
     on_epoch: Callable[[int, Row], Mapping[str, Any] | None] | None = None,
     settings: Mapping[str, Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -336,6 +337,9 @@ def run_epochs(
         Updated with ``module`` after every step, see `averaged_copy`.
     before_step : callable, optional
         Called with the step's index (from 0, over all epochs) and the total number of steps.
+    after_step : callable, optional
+        Called like ``before_step``, between the steps of the optimizer and of the scheduler: the
+        optimizer still has the learning rate of the step.
     on_epoch : callable, optional
         Called on every rank with the epoch (from 1) and its row; what it returns is merged into
         the row.
@@ -417,6 +421,8 @@ def run_epochs(
                     raise _not_finite(loss, batch, index, where)
                 _average_over_ranks(fabric, [p.grad for p in trained if p.grad is not None])
                 optimizer.step()
+                if after_step is not None:
+                    after_step(done, epochs * steps)
                 if scheduler is not None:
                     scheduler.step()
                 if averager is not None:
@@ -737,11 +743,70 @@ def _require_choice(name: str, value: Any, literal: Any) -> None:
         raise ConfigError(f"{name}: expected one of {', '.join(get_args(literal))}, got {value!r}")
 
 
+@dataclass(frozen=True)
+class Step:
+    """Where training is, after an optimizer's step.
+
+    Attributes
+    ----------
+    index : int
+        From 0, over all epochs.
+    total : int
+        Number of steps of the whole training.
+    per_epoch : int
+        Number of steps of an epoch.
+    rate : float
+        The learning rate that the step was taken with.
+    """
+
+    index: int
+    total: int
+    per_epoch: int
+    rate: float
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that are done, in (0, 1]."""
+        return (self.index + 1) / self.total
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether it is the last of an epoch."""
+        return (self.index + 1) % self.per_epoch == 0
+
+
+class Regulariser(Protocol):
+    """What a method adds to the training of a classifier."""
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that is added to the loss of each batch; None for nothing."""
+        ...
+
+    def after_step(self, step: Step) -> None:
+        """Change parameters after each step of the optimizer."""
+        ...
+
+    def measure(self) -> dict[str, Any]:
+        """What goes into the row of an epoch."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """JSON-like values that a checkpoint must agree with to be continued."""
+        ...
+
+    @property
+    def undecayed(self) -> Collection[nn.Parameter]:
+        """Parameters that weight decay leaves to the method."""
+        ...
+
+
 def train_network(
     network: nn.Module,
     loader: Loader,
     config: TrainConfig,
     *,
+    regulariser: Regulariser | None = None,
     fabric: Fabric | None = None,
     seed: int = 0,
     stage: str = "train",
@@ -765,6 +830,8 @@ def train_network(
         Batches of inputs and integer labels ``(N,)``.
     config : TrainConfig
         How to train.
+    regulariser : Regulariser, optional
+        What to add to the loss and to do after each step; made by `bayesprune.penalties`.
     fabric, seed, stage, checkpoint, metrics, progress
         As in `run_epochs`.
     teacher : nn.Module, optional
@@ -794,8 +861,10 @@ def train_network(
         return network, []
     launched = fabric or make_fabric()
     launched.to_device(network)
-    optimizer = _make_optimizer(network, config)
-    scheduler = _make_scheduler(optimizer, config, config.epochs * num_steps(launched, loader))
+    per_epoch = num_steps(launched, loader)
+    undecayed = () if regulariser is None else regulariser.undecayed
+    optimizer = _make_optimizer(network, config, undecayed)
+    scheduler = _make_scheduler(optimizer, config, config.epochs * per_epoch)
     averager = None if config.average is None else averaged_copy(network, config.average)
     measured = network if averager is None else averager.module
 
@@ -811,13 +880,20 @@ def train_network(
         for head in auxiliary:
             value = _cross_entropy(head, targets, label_smoothing=config.label_smoothing)
             loss = loss + AUXILIARY_WEIGHT * value
-        return {"loss": loss}
+        penalty = None if regulariser is None else regulariser.penalty()
+        return {"loss": loss if penalty is None else loss + penalty}
 
-    def measure(epoch: int, row: Row) -> dict[str, float]:
-        if validation is None:
-            return {}
-        values = evaluate(measured, validation)
-        return {"error": values["error"], "nll": values["nll"]}
+    def after_step(index: int, total: int) -> None:
+        if regulariser is not None:
+            rate = optimizer.param_groups[0]["lr"]
+            regulariser.after_step(Step(index, total, per_epoch, rate))
+
+    def measure(epoch: int, row: Row) -> dict[str, Any]:
+        values = {} if regulariser is None else regulariser.measure()
+        if validation is not None:
+            quality = evaluate(measured, validation)
+            values |= {"error": quality["error"], "nll": quality["nll"]}
+        return values
 
     if teacher is not None:
         launched.to_device(teacher)
@@ -834,8 +910,12 @@ def train_network(
             stage=stage,
             scheduler=scheduler,
             averager=averager,
+            after_step=after_step,
             on_epoch=measure,
-            settings=dataclasses.asdict(config),
+            settings={
+                **dataclasses.asdict(config),
+                **(regulariser.settings if regulariser else {}),
+            },
             checkpoint=checkpoint,
             metrics=metrics,
             progress=progress,
@@ -930,7 +1010,9 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     )
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: nn.Module, weight_decay: float, undecayed: Collection[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
     """Split trainable parameters by whether weight decay applies.
 
     Parameters
@@ -940,6 +1022,8 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     weight_decay : float
         For weights of layers; biases, norm layers and everything else of fewer than two
         dimensions get 0.
+    undecayed : collection of Parameter
+        More parameters that get 0.
 
     Returns
     -------
@@ -960,14 +1044,17 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trained:
         raise ConfigError("network: expected parameters that require gradients, got none")
+    norms |= set(undecayed)
     decayed = [p for p in trained if p.ndim > 1 and p not in norms]
     others = [p for p in trained if p.ndim <= 1 or p in norms]
     groups = [(decayed, weight_decay), (others, 0.0)]
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
-def _make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
-    groups = parameter_groups(network, config.weight_decay)
+def _make_optimizer(
+    network: nn.Module, config: TrainConfig, undecayed: Collection[nn.Parameter]
+) -> Optimizer:
+    groups = parameter_groups(network, config.weight_decay, undecayed)
     match config.optimizer:
         case "adam":
             return torch.optim.Adam(groups, lr=config.learning_rate)

@@ -15,7 +15,7 @@ def run(capsys, *arguments):
 def test_methods_lists_everything(capsys):
     code, out, _ = run(capsys, "methods")
     assert code == 0
-    assert all(name in out for name in ("Dirichlet", "LogisticNormal", "Fisher", "Random"))
+    assert all(name in out for name in ("Dirichlet", "GroupLasso", "Fisher", "Random"))
 
 
 def test_groups_of_a_model(capsys):

@@ -191,6 +191,30 @@ def test_rounds_and_joint_training(tmp_path):
         assert run.posterior.channels[name].tolist() == first.kept[name]
 
 
+def test_a_penalty_trains_sparsely_and_is_resumed(tmp_path, monkeypatch):
+    changed = {"method": "GroupLasso", "method__strength": "0.01", "sparse__epochs": "2"}
+    args = [w for w in options(**changed) if w not in ("--method.total", "keep")]
+    penalised = bp.config.parse_config(args)
+    run = bp.run_experiment(penalised, tmp_path / "whole")
+    assert run.posterior is None
+    assert run.summary["method"] == "GroupLasso"
+    assert run.summary["pruned"]["macs"] <= 0.4 * run.summary["dense"]["macs"]
+    rows = (run.folder / "metrics.csv").read_text().splitlines()
+    assert {"penalty", "units"} <= set(rows[0].split(","))
+    stages = [row.split(",")[0] for row in rows[1:]]
+    assert stages == ["pretrain", "pretrain", "fit", "fit", "finetune", "finetune"]
+
+    def dying(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "select", dying)
+        with pytest.raises(Killed):
+            bp.run_experiment(penalised, tmp_path / "run")
+    bp.run_experiment(penalised, tmp_path / "run", resume=True)
+    assert numbers(tmp_path / "run") == numbers(run.folder)
+
+
 def test_a_criterion_leaves_no_posterior(tmp_path):
     args = [w for w in options(method="Fisher") if w not in ("--method.total", "keep")]
     run = bp.run_experiment(bp.config.parse_config(args), tmp_path / "run")

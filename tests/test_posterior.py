@@ -281,11 +281,19 @@ def replaced(tree, *path, value):
     [
         lambda tree: [],
         lambda tree: {"weights": torch.zeros(2)},
-        lambda tree: replaced(tree, "switches", "conv", "class", value="os.path.join"),
-        lambda tree: replaced(tree, "switches", "conv", "class", value="no.such.module.Family"),
-        lambda tree: replaced(tree, "switches", "conv", "class", value="Family"),
-        lambda tree: replaced(tree, "switches", "conv", "init_args", value={"alpha": 1}),
-        lambda tree: replaced(tree, "switches", "conv", "init_args", value={"concentration": -1.0}),
+        lambda tree: replaced(
+            tree, "switches", "conv", "prototype", "class_path", value="os.path.join"
+        ),
+        lambda tree: replaced(
+            tree, "switches", "conv", "prototype", "class_path", value="no.such.module.Family"
+        ),
+        lambda tree: replaced(tree, "switches", "conv", "prototype", "class_path", value="Family"),
+        lambda tree: replaced(
+            tree, "switches", "conv", "prototype", "init_args", value={"alpha": 1}
+        ),
+        lambda tree: replaced(
+            tree, "switches", "conv", "prototype", "init_args", value={"concentration": -1.0}
+        ),
         lambda tree: replaced(tree, "switches", "conv", "size", value=4),
         lambda tree: replaced(tree, "switches", "conv", "state", value={}),
         lambda tree: replaced(tree, "channels", "conv", value=torch.arange(3)),

@@ -19,6 +19,8 @@ from bayesprune.selection import (
     Budget,
     ChannelScores,
     Context,
+    CostLimit,
+    GlobalRank,
     KeepFraction,
     Probability,
     Rule,
@@ -185,6 +187,10 @@ def test_at_least_the_minimum_stays(rule, minimum, scores, groups) -> None:
         lambda: Budget(macs=math.nan),
         lambda: Budget(macs=0.5, step=0.0),
         lambda: Budget(macs=0.5, step=1.0),
+        lambda: GlobalRank(),
+        lambda: GlobalRank(macs=0.5, normalise="l1"),
+        lambda: GlobalRank(macs=0.5, cost_weight=-1.0),
+        lambda: GlobalRank(macs=0.5, cost_weight=math.nan),
     ],
 )
 def test_rules_refuse_unusable_numbers(make) -> None:
@@ -554,7 +560,8 @@ def test_limits_leave_these_widths(limits: Limits, widths: list[int]) -> None:
     assert limits.fit("a", 10, 10.5) == 10
 
 
-LIMITED = [TopK(5), KeepFraction(0.3), Threshold(0.6), Threshold(2.0), Budget(macs=0.6)]
+LIMITED = [TopK(5), KeepFraction(0.3), Threshold(0.6), Threshold(2.0)]
+LIMITED += [Budget(macs=0.6), GlobalRank(macs=0.6)]
 
 
 @pytest.mark.parametrize("rule", LIMITED)
@@ -570,9 +577,9 @@ def test_limits_hold_for_every_rule(rule: Rule) -> None:
     assert plan.widths["4"] <= 6  # too small to be rounded
     for name, kept in plan.kept.items():
         assert kept == scores.best(name, len(kept))
-        if not isinstance(rule, Budget):
+        if not isinstance(rule, CostLimit):
             assert len(kept) == Limits(**limited).fit(name, groups[name].size, free.widths[name])
-    if isinstance(rule, Budget):
+    if isinstance(rule, CostLimit):
         assert plan.cost.macs <= 0.6 * CostModel(groups)({}).macs
     else:
         assert plan.note is None
@@ -819,6 +826,93 @@ def test_real_latency() -> None:
     assert plan.widths == groups.sizes
     with pytest.raises(BudgetError, match="latency_ms"):
         select(scores, Budget(latency_ms=1e-9), groups=groups, network=network, example_input=x)
+
+
+# one ranking for all groups ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.2, 0.05])
+def test_the_lowest_units_of_all_groups_leave_until_the_limit(budgeted, kind, share) -> None:
+    _, _, groups, _ = budgeted
+    scores, prices = random_scores(groups), CostModel(groups)
+    limit = share * getattr(prices({}), kind)
+    plan = select(scores, GlobalRank(**{kind: share}, normalise="none"), groups=groups)
+    # One by one, as the definition says; the last unit of a group stays.
+    kept = {name: list(range(size)) for name, size in groups.sizes.items()}
+    ranked = sorted((float(v), n, u) for n, vs in scores.values.items() for u, v in enumerate(vs))
+    gone = []
+    for _, name, unit in ranked:
+        if getattr(prices(kept), kind) > limit and len(kept[name]) > 1:
+            kept[name].remove(unit)
+            gone.append((name, unit))
+    for name, unit in reversed(gone):
+        more = {**kept, name: sorted([*kept[name], unit])}
+        later = max((u for n, u in gone if n == name), key=lambda u: scores.values[name][u])
+        if unit == later and getattr(prices(more), kind) <= limit:
+            kept = more
+            gone.remove((name, unit))
+    assert plan.kept == kept
+    assert getattr(plan.cost, kind) <= limit
+    for name, units in plan.kept.items():
+        if len(units) < groups[name].size:
+            more = {**plan.kept, name: scores.best(name, len(units) + 1)}
+            assert getattr(prices(more), kind) > limit
+
+
+def test_groups_are_compared_after_normalisation(groups) -> None:
+    scores = hand_made(_0=[1.0, 2, 3, 4, 5], _2=[100.0, 200, 300])
+    raw = select(scores, GlobalRank(params=0.9, normalise="none"), groups=groups)
+    assert raw.widths == {"0": 4, "2": 3}
+    values = scores.normalised("l2").values
+    for name, value in values.items():
+        torch.testing.assert_close(value, scores.values[name] / scores.values[name].norm())
+        assert float(value.norm()) == pytest.approx(1)
+    assert float(values["0"][0]) < float(values["2"][0]) < float(values["0"][2])
+    plan = select(scores, GlobalRank(params=0.6), groups=groups)
+    assert plan.widths["2"] == 2
+    assert select(scores, GlobalRank(params=0.6, normalise="none"), groups=groups).widths["2"] == 3
+
+
+def test_constant_zero_scores_are_usable(groups) -> None:
+    zero = hand_made(_0=[0.0] * 5, _2=[0.0] * 3)
+    assert select(zero, GlobalRank(macs=0.5), groups=groups).cost.macs <= 0.5 * 41
+
+
+def test_a_unit_pays_for_what_it_costs() -> None:
+    """Equal scores: "0" reads 50 inputs, "2" five."""
+    groups = trace_groups(mlp(50, 5, 5, 2), torch.randn(1, 50))
+    scores = hand_made(_0=[1.0, 1.1, 1.2, 1.3, 1.4], _2=[1.0, 1.1, 1.2, 1.3, 1.4])
+    whole = CostModel(groups)({}).macs
+    saved = {name: 1 - CostModel(groups)({name: range(4)}).macs / whole for name in groups}
+    weight = 0.45 / (saved["0"] - saved["2"])  # more than all differences of scores
+    rule = GlobalRank(macs=0.4, normalise="none", cost_weight=weight)
+    assert select(scores, rule, groups=groups).widths == {"0": 1, "2": 5}
+    even = select(scores, GlobalRank(macs=0.4, normalise="none"), groups=groups)
+    assert even.widths["2"] < 5
+    dear = GlobalRank(macs=0.4, normalise="none", cost_weight=100 * weight)
+    assert select(scores, dear, groups=groups).widths == {"0": 1, "2": 5}
+
+
+def test_an_impossible_limit_is_refused(groups, scores) -> None:
+    with pytest.raises(BudgetError, match="smallest network"):
+        select(scores, GlobalRank(macs=0.01), groups=groups)
+
+
+def test_rounds_of_a_global_ranking_go_down_geometrically(groups) -> None:
+    context = Context(groups)
+    rule = GlobalRank(macs=0.25, normalise="none", cost_weight=0.5)
+    half = rule.at(0.5, context)
+    assert isinstance(half, GlobalRank)
+    assert half.limit(context) == pytest.approx(0.5 * CostModel(groups)({}).macs)
+    assert (half.normalise, half.cost_weight) == ("none", 0.5)
+
+
+def test_a_global_ranking_meets_a_latency() -> None:
+    network, x, groups = timed(16, 32, 32, 8)
+    scores, rule = random_scores(groups), GlobalRank(latency_ms=1e6)
+    plan = select(scores, rule, groups=groups, network=network, example_input=x)
+    assert plan.widths == groups.sizes
 
 
 # plans -------------------------------------------------------------------------------------------

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from bayesprune.criteria._criterion import Criterion
+from bayesprune.criteria._units import parameters, unit_entries
+from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
 from bayesprune.selection import ChannelScores
 
 
 class Magnitude(Criterion):
-    """The Euclidean norm of the weights that produce the unit, over all producing layers.
+    """The norm of the weights that produce the unit, over all producing layers.
+
+    Parameters
+    ----------
+    order : {1, 2}
+        The sum of absolute weights, or the Euclidean norm.
+
+    Raises
+    ------
+    ConfigError
+        If `order` is something else.
 
     References
     ----------
-    Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (there with the l1 norm).
+    Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (order 1).
     """
 
     reference = "Li et al., ICLR 2017"
 
+    def __init__(self, order: Literal[1, 2] = 2) -> None:
+        if order not in (1, 2):
+            raise ConfigError(f"Magnitude.order: expected 1 or 2, got {order!r}")
+        self.order = order
+
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
-        tensors = dict(network.named_parameters())
-        values = {}
-        for name, group in groups.items():
-            squares = torch.zeros(group.size)
-            for slice_ in group.slices:
-                if slice_.role == "producer":
-                    weight = tensors[slice_.tensor].detach().cpu().float().movedim(slice_.axis, 0)
-                    owned = slice_.units >= 0
-                    norms = weight.reshape(len(weight), -1).square().sum(1)
-                    squares.index_add_(0, slice_.units[owned], norms[owned])
-            values[name] = squares.sqrt()
-        return ChannelScores(values, "magnitude")
+        tensors = parameters(network)
+        values = {
+            name: unit_entries(group, tensors).norm(self.order, 1) for name, group in groups.items()
+        }
+        return ChannelScores(values, f"l{self.order} norm")

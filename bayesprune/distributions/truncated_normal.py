@@ -113,9 +113,11 @@ class TruncatedNormal(Univariate):
             value = value.double()
             flipped, alpha, width = self._standard()
             share = torch.where(flipped, 1 - value, value)
-            distance = torch.where(
-                alpha > _TAIL, _tail(share, alpha, width), _centre(share, alpha, width)
-            ).clamp(torch.zeros_like(width), width)
+            distance = _centre(share, alpha, width)
+            far = alpha > _TAIL
+            if far.any():
+                distance = torch.where(far, _tail(share, alpha, width), distance)
+            distance = distance.clamp(torch.zeros_like(width), width)
             quantile = torch.where(flipped, high - scale * distance, low + scale * distance)
             by_loc, by_scale = self._slopes(quantile, value)
         quantile = with_slopes(quantile, (loc, by_loc), (scale, by_scale)).to(self.loc.dtype)

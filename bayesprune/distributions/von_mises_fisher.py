@@ -15,9 +15,9 @@ from bayesprune.distributions._univariate import Univariate, gauss_legendre, wit
 from bayesprune.distributions.bessel import growth
 
 _NATS = 50.0  # how far below its peak a density is followed
-_PANELS = 256
-_NODES = 4  # per panel
-_NEWTON_STEPS = 7
+_PANELS = 64
+_NODES = 6  # per panel
+_NEWTON_STEPS = 9
 
 
 class VonMisesFisherCosine(Univariate):

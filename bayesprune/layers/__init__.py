@@ -1,4 +1,4 @@
-"""Layers that pruned networks are made of where PyTorch and torchvision have none."""
+"""Layers that small networks are made of where PyTorch and torchvision have none."""
 
 from bayesprune.layers.attention import (
     MultiheadAttention,
@@ -6,10 +6,20 @@ from bayesprune.layers.attention import (
     WindowAttention,
     WindowAttentionV2,
 )
+from bayesprune.layers.structured_sparse_conv import (
+    SparsePattern,
+    StructuredSparseConv2d,
+    sparse_patterns,
+    to_structured_sparse,
+)
 
 __all__ = [
     "MultiheadAttention",
     "RelativePositionalAttention",
+    "SparsePattern",
+    "StructuredSparseConv2d",
     "WindowAttention",
     "WindowAttentionV2",
+    "sparse_patterns",
+    "to_structured_sparse",
 ]

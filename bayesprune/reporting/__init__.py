@@ -1,11 +1,16 @@
 """Figures and the report of a run."""
 
+from bayesprune.reporting.agreement import rank_agreement as rank_agreement
+from bayesprune.reporting.agreement import rank_stability as rank_stability
 from bayesprune.reporting.card import write_card as write_card
 from bayesprune.reporting.compare import average_over_seeds as average_over_seeds
 from bayesprune.reporting.compare import collect_runs as collect_runs
 from bayesprune.reporting.compare import compare_runs as compare_runs
 from bayesprune.reporting.compare import percent as percent
 from bayesprune.reporting.compare import read_summary as read_summary
+from bayesprune.reporting.path_plots import path_plot as path_plot
+from bayesprune.reporting.path_plots import sensitivity_plot as sensitivity_plot
+from bayesprune.reporting.plots import agreement_plot as agreement_plot
 from bayesprune.reporting.plots import elbo_plot as elbo_plot
 from bayesprune.reporting.plots import feature_maps as feature_maps
 from bayesprune.reporting.plots import forest_plot as forest_plot

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import (
     FuncFormatter,
     LogLocator,
@@ -30,6 +32,8 @@ from matplotlib.ticker import (
 from bayesprune.errors import DataError, PlanError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bayesprune.plan import PruningPlan
     from bayesprune.posterior import SwitchPosterior
 
@@ -770,4 +774,74 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     # Set afterwards: a legend drops labels that start with an underscore.
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(_shorten(name, 48))
+    return figure
+
+
+# --- agreement of rankings --------------------------------------------------------------------
+
+
+@rc_context(_STYLE)
+def agreement_plot(table: pd.DataFrame, group: str, measure: str = "spearman") -> Figure:
+    """Draw how far the rankings of one group agree, method by method.
+
+    Blue pairs agree, orange ones order the units the other way round. Hatched cells are unknown,
+    for one of the methods gives all units the same score.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `rank_agreement`.
+    group : str
+    measure : {"spearman", "kendall"}
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    PlanError
+        The table has no such group.
+    DataError
+        The table has no such measure.
+    """
+    rows = table[table["group"] == group]
+    if rows.empty:
+        known = list(dict.fromkeys(table["group"]))
+        raise PlanError(f"expected a group of the table {known}, got {group!r}")
+    if measure not in ("spearman", "kendall"):
+        raise DataError(f"measure: expected 'spearman' or 'kendall', got {measure!r}")
+    names = list(dict.fromkeys([*rows["first"], *rows["second"]]))
+    places = {name: place for place, name in enumerate(names)}
+    square = np.full((len(names), len(names)), math.nan)
+    for first, second, value in zip(rows["first"], rows["second"], rows[measure], strict=True):
+        square[places[second], places[first]] = value
+    lower = square[1:, :-1]
+    side = len(names) - 1
+    figure = _figure(height=1.9 + 2.6 * min(1.0, side / 8))
+    axes = figure.subplots()
+    axes.set_facecolor("white")
+    colours = LinearSegmentedColormap.from_list("agreement", [_REMOVED, "#F7F7F7", _KEPT])
+    shown = np.ma.masked_invalid(lower)
+    picture = axes.imshow(shown, cmap=colours, vmin=-1, vmax=1, aspect="auto")
+    for row in range(side):
+        for column in range(row + 1):
+            value = lower[row, column]
+            if math.isnan(value):
+                corner = (column - 0.5, row - 0.5)
+                axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor=_PALE))
+            elif side <= 16:
+                ink = "white" if abs(value) > 0.6 else _INK
+                text = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".").replace("1.00", "1")
+                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=ink)
+    axes.set_xticks(range(side), [_shorten(name, 22) for name in names[:-1]], rotation=90)
+    axes.set_yticks(range(side), [_shorten(name, 22) for name in names[1:]])
+    axes.tick_params(length=0, labelsize=7.5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title(_shorten(group, 30))
+    title = {"spearman": "Spearman's ρ", "kendall": "Kendall's τ"}[measure]
+    bar = figure.colorbar(picture, ax=axes, shrink=0.7, aspect=18, ticks=[-1, 0, 1])
+    bar.set_label(title, fontsize=8)
+    bar.ax.tick_params(labelsize=7.5)
     return figure

@@ -12,7 +12,6 @@ from pyro.nn.module import PyroParam
 from torch import Tensor
 
 from bayesprune.errors import ConfigError
-from bayesprune.estimators import Estimator, Implicit
 from bayesprune.switches._switch import Switch, within
 
 
@@ -35,9 +34,6 @@ class NormalSwitch(Switch):
 
     def gate(self, values: Mapping[str, Tensor]) -> Tensor:
         return values["gate"]
-
-    def estimator(self) -> Estimator:
-        return Implicit(1, "example")
 
     def mean(self) -> Tensor:
         return self.factor().mean.detach()

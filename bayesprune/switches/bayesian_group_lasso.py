@@ -8,7 +8,6 @@ import pyro.distributions as dist
 import torch
 
 from bayesprune.errors import ConfigError
-from bayesprune.estimators import Estimator, Implicit
 from bayesprune.switches._scale import ScaleSwitch
 from bayesprune.switches._switch import Site
 
@@ -56,6 +55,3 @@ class BayesianGroupLasso(ScaleSwitch):
         rate = torch.full_like(shape, self.strength**2 * self.fan_in / 2)
         prior = dist.Gamma(shape, rate, validate_args=False)
         return {"variance": Site(prior.to_event(1), self.factor("variance").to_event(1))}
-
-    def estimator(self) -> Estimator:
-        return Implicit(1, "example")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bayesprune import distributions
 from bayesprune.errors import ConfigError
-from bayesprune.estimators import Estimator, Implicit
 from bayesprune.switches._switch import Site, Switch, within
 
 LOW, HIGH = -0.1, 1.1
@@ -81,9 +80,6 @@ class HardConcrete(Switch):
 
     def gate(self, values: Mapping[str, Tensor]) -> Tensor:
         return values["gate"]
-
-    def estimator(self) -> Estimator:
-        return Implicit(1, "example")
 
     def mean(self) -> Tensor:
         return self._factor().mean.detach()

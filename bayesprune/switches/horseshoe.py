@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from bayesprune.errors import ConfigError
-from bayesprune.estimators import Estimator, Implicit
 from bayesprune.switches._scale import ScaleSwitch, half_cauchy
 from bayesprune.switches._switch import Site
 
@@ -50,8 +49,8 @@ class Horseshoe(ScaleSwitch):
     def initialise(self, keep: float | None) -> None:
         # Where the divergences are least, except for the inverse Gamma scale of the group, which
         # brings the gates to 1 at the least cost: its tail is the heaviest, and it counts once.
-        small = 2 * math.log(self.global_scale) - math.log(2) - 1
-        local = -math.log(2) - 1
+        small = 2 * math.log(self.global_scale) - math.log(2)
+        local = -math.log(2)
         self.create("global_a", 1, small)
         self.create("global_b", 1, -small)
         self.create("local_a", self.size, local)
@@ -62,6 +61,3 @@ class Horseshoe(ScaleSwitch):
             **half_cauchy(self, "global", self.global_scale),
             **half_cauchy(self, "local", 1.0),
         }
-
-    def estimator(self) -> Estimator:
-        return Implicit(1, "example")

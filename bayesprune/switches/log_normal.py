@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bayesprune.distributions import LogUniform, TruncatedLogNormal
 from bayesprune.errors import ConfigError
-from bayesprune.estimators import Estimator, Implicit
 from bayesprune.switches._switch import Site, Switch, within
 
 LOW, HIGH = -20.0, 0.0
@@ -66,9 +65,6 @@ class LogNormal(Switch):
 
     def gate(self, values: Mapping[str, Tensor]) -> Tensor:
         return values["gate"]
-
-    def estimator(self) -> Estimator:
-        return Implicit(1, "example")
 
     def mean(self) -> Tensor:
         return self._factor().mean.detach()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bayesprune.distributions import UniformCosine, VonMisesFisherCosine
 from bayesprune.errors import ConfigError
-from bayesprune.estimators import Estimator, Implicit
 from bayesprune.switches._scale import ScaleSwitch, half_cauchy
 from bayesprune.switches._switch import Site, Switch, within
 
@@ -68,7 +67,7 @@ class Radial(ScaleSwitch):
 
     def initialise(self, keep: float | None) -> None:
         # The inverse Gamma scale has the heavier tail: it brings the radius to 1.
-        small = 2 * math.log(self.radius_scale) - math.log(2) - 1
+        small = 2 * math.log(self.radius_scale) - math.log(2)
         self.create("radius_a", self.size, small)
         self.create("radius_b", self.size, -small)
         concentration = math.log(self.init_concentration * self.dim)
@@ -90,9 +89,6 @@ class Radial(ScaleSwitch):
     def gate(self, values: Mapping[str, Tensor]) -> Tensor:
         radii = {name: value for name, value in values.items() if name != "cosine"}
         return super().gate(radii) * values["cosine"]
-
-    def estimator(self) -> Estimator:
-        return Implicit(1, "example")
 
     def mean(self) -> Tensor:
         return (self.root().mean * self._direction().mean).detach()

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bayesprune.distributions import Concrete
 from bayesprune.errors import ConfigError
-from bayesprune.estimators import Estimator, Implicit
 from bayesprune.switches._switch import Site, Switch, within
 from bayesprune.switches.bayesian_group_lasso import BayesianGroupLasso
 
@@ -93,9 +92,6 @@ class SpikeAndSlab(Switch):
     def gate(self, values: Mapping[str, Tensor]) -> Tensor:
         slab = {name.removeprefix("slab."): v for name, v in values.items() if name != "inclusion"}
         return values["inclusion"] * self.slab.gate(slab)
-
-    def estimator(self) -> Estimator:
-        return Implicit(1, "example")
 
     def mean(self) -> Tensor:
         return self._inclusion().mean.detach() * self.slab.mean()

@@ -118,8 +118,8 @@ def write(results: dict[str, dict[str, list[float]]]) -> None:
         "",
         f"A hidden layer of {UNITS} ReLU units, {ACTIVE} of them on, makes regression data with "
         "noise of",
-        f"standard deviation {NOISE:g}. Every method gets the network with all units and ranks them; "
-        "the weights",
+        f"standard deviation {NOISE:g}. Every method gets the network with all units and ranks "
+        "them; the weights",
         "of units that are on and off have the same distribution. Area under the ROC curve of "
         '"the unit is',
         f'on", mean ± standard error over {replications} simulated data sets; each family with its '

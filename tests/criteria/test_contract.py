@@ -11,11 +11,28 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayesprune import criteria
-from bayesprune.criteria import Criterion, Fisher, Magnitude, Random
+from bayesprune.config import RunConfig, load_config
+from bayesprune.criteria import (
+    CRITERIA,
+    PFP,
+    SNIP,
+    BatchNormScale,
+    Criterion,
+    Fisher,
+    GeometricMedian,
+    HRank,
+    Iterative,
+    Magnitude,
+    Random,
+    Taylor2016,
+    Taylor2019,
+)
+from bayesprune.datasets import DataConfig
 from bayesprune.errors import DataError, PlanError
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.selection import KeepFraction, select
 
+TIED = (GeometricMedian, HRank, PFP)  # of two units, or where ranks and shares are at their most
 MEMBERS = [
     member
     for member in vars(criteria).values()
@@ -46,6 +63,7 @@ class Network(nn.Module):
 @pytest.fixture
 def network() -> nn.Module:
     network = Network()
+    nn.init.normal_(network.norm.weight)
     nn.init.normal_(network.norm.bias)
     return network
 
@@ -60,24 +78,51 @@ def groups(network: nn.Module) -> ChannelGroups:
     return trace_groups(network, torch.randn(1, 1, 2, 2))
 
 
-def test_there_are_members() -> None:
-    assert set(MEMBERS) >= {Fisher, Magnitude, Random}
+def test_the_list_has_every_member() -> None:
+    assert set(MEMBERS) == set(CRITERIA)
+    assert len(MEMBERS) >= 12
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_is_written_to_a_config_and_read_back(member, tmp_path) -> None:
+    config = RunConfig("bayesprune:digits", DataConfig("digits"), member(), KeepFraction(0.5))
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    again = load_config(tmp_path / "config.yaml")
+    assert type(again.method) is member
+    assert again.to_yaml() == config.to_yaml()
+
+
+NEED_DATA = [Fisher, HRank, Iterative, PFP, SNIP, Taylor2016, Taylor2019]
+
+
+@pytest.mark.parametrize("member", NEED_DATA)
+def test_needs_data(member, network, groups) -> None:
+    with pytest.raises(DataError, match=f"{member.__name__}: the loader is empty"):
+        member().scores(network, groups, [])
+
+
+@pytest.mark.parametrize("member", set(MEMBERS) - set(NEED_DATA))
+def test_needs_no_data(member, network, groups) -> None:
+    assert member().scores(network, groups, []).values
 
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_scores_every_unit(member, network, groups, data) -> None:
     scores = member().scores(network, groups, DataLoader(data, 4))
-    assert list(scores.values) == ["conv1", "conv3", "fc1"]
+    # Only one group has a normalisation; what is not scored stays whole.
+    scored = ["conv1"] if member is BatchNormScale else ["conv1", "conv3", "fc1"]
+    assert list(scores.values) == scored
     for name, values in scores.values.items():
         assert values.shape == (groups[name].size,)
         assert values.is_floating_point()
         assert not values.requires_grad
         assert values.device.type == "cpu"
-        assert len(values.unique()) == len(values)
+        assert member in TIED or len(values.unique()) == len(values)
     assert scores.measure
     assert member.reference
     plan = select(scores, KeepFraction(0.5), groups=groups)
-    assert plan.widths == {"conv1": 2, "conv3": 1, "fc1": 3}
+    half = {"conv1": 2, "conv3": 1, "fc1": 3}
+    assert plan.widths == {name: half[name] for name in scored}
     assert plan.method == scores.measure
 
 
