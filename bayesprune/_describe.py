@@ -19,10 +19,13 @@ def init_args(value: Any) -> dict[str, Any]:
 def describe(value: Any) -> Any:
     """A tree of dicts, lists and scalars that jsonargparse builds the value from again.
 
-    Data classes become dicts of their fields; other objects ``class_path`` and ``init_args``.
+    Data classes become dicts of their fields, functions their import path; other objects
+    ``class_path`` and ``init_args``.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if inspect.isfunction(value):
+        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
     if isinstance(value, dict):

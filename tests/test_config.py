@@ -31,6 +31,15 @@ def test_yaml_round_trip(tmp_path):
     assert again.model_args == {"widths": [8, 8, 8, 8]}
 
 
+def test_functions_are_written_by_their_path(tmp_path):
+    loss = "torch.nn.functional.binary_cross_entropy_with_logits"
+    config = parse_config([*BASE, "--method", "Fisher", "--method.loss", loss])
+    assert config.method.loss.__name__ == "binary_cross_entropy_with_logits"
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert f"loss: {loss}" in config.to_yaml()
+    assert load_config(tmp_path / "config.yaml").method.loss is config.method.loss
+
+
 def test_options_after_the_file_win(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(parse_config(BASE).to_yaml())
