@@ -951,9 +951,10 @@ def choose(evidence: Any, rule: Rule | None, context: Context) -> PruningPlan:
             "select: expected ChannelScores or a SwitchPosterior, got "
             f"{type(evidence).__name__}; ChannelScores(values, measure) holds your own scores"
         )
-    if rule is None and isinstance(evidence, ChannelScores):
-        raise ConfigError("select: scores alone do not say how many channels stay; give a rule")
-    rule = evidence.default_rule() if rule is None else rule
+    if rule is None:
+        if isinstance(evidence, ChannelScores):
+            raise ConfigError("select: scores alone do not say how many channels stay; give a rule")
+        rule = evidence.default_rule()
     if not isinstance(rule, Rule):
         raise PlanError(f"select: expected a rule like Budget(macs=0.5), got {rule!r}")
     scores = evidence if isinstance(evidence, ChannelScores) else evidence.scores(rule.measure)

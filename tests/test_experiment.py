@@ -208,7 +208,7 @@ def test_a_penalty_trains_sparsely_and_is_resumed(tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(experiment, "select", dying)
+        patched.setattr(experiment, "choose", dying)
         with pytest.raises(Killed):
             bp.run_experiment(penalised, tmp_path / "run")
     bp.run_experiment(penalised, tmp_path / "run", resume=True)
