@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import importlib
 import inspect
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -45,6 +47,18 @@ def build(description: Any) -> Any:
         return values
     module, _, name = values["class_path"].rpartition(".")
     return getattr(importlib.import_module(module), name)(**values["init_args"])
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> str:
+    """A table for notebooks; cells are escaped."""
+
+    def line(cells: Sequence[Any], kind: str) -> str:
+        inner = "".join(f"<{kind}>{html.escape(str(cell))}</{kind}>" for cell in cells)
+        return f"<tr>{inner}</tr>"
+
+    caption = f"<caption>{html.escape(title)}</caption>" if title else ""
+    body = "".join(line(row, "td") for row in rows)
+    return f"<table>{caption}{line(head, 'th')}{body}</table>"
 
 
 def _has_family(value: Any) -> bool:

@@ -22,6 +22,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from bayesprune._describe import html_table
 from bayesprune.errors import DataError
 
 
@@ -93,6 +94,15 @@ class Data:
     validation: DataLoader[tuple[Tensor, Tensor]] = field(repr=False)
     test: DataLoader[tuple[Tensor, Tensor]] = field(repr=False)
     example_input: Tensor = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        shape = " × ".join(map(str, self.example_input.shape[1:]))
+        rows = []
+        for part in ("train", "validation", "test"):
+            loader = getattr(self, part)
+            rows.append((part, f"{len(loader.dataset):,}", len(loader)))
+        title = f"{self.name}: {self.num_classes} classes, images {shape}"
+        return html_table(("part", "images", "batches"), rows, title)
 
 
 def load(config: DataConfig, seed: int) -> Data:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from bayesprune._describe import html_table
 from bayesprune._modes import evaluating, without_fused_attention
 from bayesprune.errors import TraceError
 from bayesprune.layers.attention import heads_separated
@@ -87,6 +88,16 @@ class ChannelGroup:
     def modules(self, role: Role) -> list[str]:
         """Paths of the modules that play `role`, each once, in the order of execution."""
         return list(dict.fromkeys(s.module for s in self.slices if s.role == role))
+
+    def __repr__(self) -> str:
+        inexact = "" if self.exact else ", inexact"
+        return f"ChannelGroup({self.name}: {self.size} units{inexact}, {len(self.slices)} slices)"
+
+    def _repr_html_(self) -> str:
+        rows = [(s.tensor, s.axis, int((s.units >= 0).sum()), s.role) for s in self.slices]
+        note = "" if self.exact else ", removing a unit is not quite masking it"
+        title = f"{self.name}: {self.size} units{note}"
+        return html_table(("tensor", "axis", "entries that leave", "role"), rows, title)
 
 
 @dataclass(frozen=True)
@@ -152,11 +163,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        head = "<tr><th>group</th><th>units</th><th>produced by</th><th>read by</th></tr>"
-        body = "".join(
-            "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in self._rows()
-        )
-        return f"<table>{head}{body}</table>"
+        return html_table(("group", "units", "produced by", "read by"), self._rows())
 
 
 def trace_groups(

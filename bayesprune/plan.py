@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bayesprune._describe import html_table
 from bayesprune.checkpoint import write_text_atomic
 from bayesprune.cost import Cost
 from bayesprune.errors import CheckpointError, ConfigError, PlanError
@@ -138,12 +140,8 @@ class PruningPlan:
         return f"PruningPlan({widths}; {self._foot})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{name}</td><td>{len(kept)}</td><td>{self.sizes[name]}</td></tr>"
-            for name, kept in self.kept.items()
-        )
-        head = "<tr><th>group</th><th>kept</th><th>of</th></tr>"
-        return f"<table>{head}{rows}</table><p>{self._foot}</p>"
+        rows = [(name, len(kept), self.sizes[name]) for name, kept in self.kept.items()]
+        return html_table(("group", "kept", "of"), rows) + f"<p>{html.escape(self._foot)}</p>"
 
     @property
     def _foot(self) -> str:
@@ -204,6 +202,14 @@ class Limits:
         widths = np.arange(1, size + 1)
         multiple = (widths % self.round_to == 0) | (size < self.round_to)
         return widths[(widths >= fewest) & multiple | (widths == size)]
+
+    def _repr_html_(self) -> str:
+        minimum = self.minimum if isinstance(self.minimum, dict) else {"every group": self.minimum}
+        rows = [(name, f"at least {count}") for name, count in minimum.items()]
+        rows += [(name, "stays whole") for name in self.protect]
+        if self.round_to > 1:
+            rows.append(("every group that is cut", f"a multiple of {self.round_to}"))
+        return html_table(("group", "units"), rows)
 
     def fit(self, name: str, size: int, count: float) -> int:
         """The smallest of the `widths` that is at least `count`, or the whole group."""

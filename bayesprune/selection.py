@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bayesprune._describe import html_table
 from bayesprune.cost import CostCurves, CostModel, Price
 from bayesprune.errors import BudgetError, ConfigError, DataError, PlanError
 from bayesprune.gating import GatedNetwork
@@ -56,6 +57,17 @@ class ChannelScores:
                     f"{name}: expected a vector of finite scores ({self.measure}), "
                     f"got shape {tuple(value.shape)}{' with NaN or inf' if value.ndim == 1 else ''}"
                 )
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} ({len(values)})" for name, values in self.values.items())
+        return f"ChannelScores of {sizes}; {self.measure}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, len(v), *(f"{x:.4g}" for x in (v.min(), v.median(), v.max())))
+            for name, v in self.values.items()
+        ]
+        return html_table(("group", "units", "lowest", "median", "highest"), rows, self.measure)
 
     def order(self, name: str) -> list[int]:
         """Units of a group from the lowest score to the highest; ties by index."""
@@ -946,11 +958,7 @@ def select(
 def choose(evidence: Any, rule: Rule | None, context: Context) -> PruningPlan:
     """`select` within a context that outlives one choice, so that latency is measured once."""
     groups = context.groups
-    if type(evidence) is not ChannelScores and not callable(getattr(evidence, "scores", None)):
-        raise PlanError(
-            "select: expected ChannelScores or a SwitchPosterior, got "
-            f"{type(evidence).__name__}; ChannelScores(values, measure) holds your own scores"
-        )
+    _check_evidence(evidence)
     if rule is None:
         if isinstance(evidence, ChannelScores):
             raise ConfigError("select: scores alone do not say how many channels stay; give a rule")
@@ -970,3 +978,12 @@ def choose(evidence: Any, rule: Rule | None, context: Context) -> PruningPlan:
     sizes = {name: groups[name].size for name in kept}
     note = rule.note(kept, context)
     return PruningPlan(kept, sizes, scores.measure, context.prices(kept), note)
+
+
+def _check_evidence(evidence: Any) -> None:
+    if isinstance(evidence, ChannelScores) or callable(getattr(evidence, "scores", None)):
+        return
+    raise PlanError(
+        "select: expected ChannelScores or a SwitchPosterior, got "
+        f"{type(evidence).__name__}; ChannelScores(values, measure) holds your own scores"
+    )

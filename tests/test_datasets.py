@@ -226,3 +226,11 @@ def test_each_process_trains_on_its_share_of_an_order_drawn_by_rank_0(
     for share, other in zip(first, second, strict=True):
         assert len(set(share + other)) == 32
     assert first[0] != first[1]
+
+
+def test_data_reads_well():
+    data = load(DataConfig(name="digits", batch_size=100), seed=0)
+    html = data._repr_html_()
+    assert html.startswith("<table><caption>digits: 10 classes, images 1 × 8 × 8</caption>")
+    assert "<tr><td>train</td><td>1,257</td><td>13</td></tr>" in html
+    assert "<tr><td>test</td><td>360</td><td>1</td></tr>" in html

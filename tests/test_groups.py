@@ -399,6 +399,10 @@ def test_reads_well() -> None:
     assert repr(groups) == "ChannelGroups: 1 groups, 6 units\n  0: 6 units, read by 2"
     assert "<td>0</td><td>6</td><td>0</td><td>2</td>" in groups._repr_html_()
     assert len(groups) == 1
+    assert repr(groups["0"]) == "ChannelGroup(0: 6 units, 3 slices)"
+    html = groups["0"]._repr_html_()
+    assert "<caption>0: 6 units</caption><tr><th>tensor</th>" in html
+    assert "<tr><td>2.weight</td><td>1</td><td>6</td><td>consumer</td></tr></table>" in html
 
 
 # what is refused -------------------------------------------------------------------------------

@@ -85,6 +85,13 @@ def test_scores_are_vectors_of_finite_numbers(values, message) -> None:
         ChannelScores({"a": values}, "x")
 
 
+def test_scores_read_well(scores) -> None:
+    assert repr(scores) == "ChannelScores of 0 (5), 2 (3); by hand"
+    html = scores._repr_html_()
+    assert html.startswith("<table><caption>by hand</caption><tr><th>group</th>")
+    assert "<tr><td>0</td><td>5</td><td>-1</td><td>0.3</td><td>2</td></tr>" in html
+
+
 # rules -----------------------------------------------------------------------------------------
 
 
@@ -588,6 +595,14 @@ def test_the_numbers_known_beforehand_keep_to_the_limits(rule: Rule) -> None:
     if isinstance(rule, Budget):
         kept = {name: range(round(count - 1e-6)) for name, count in counts.items()}
         assert CostModel(groups)(kept).macs <= 0.5 * CostModel(groups)({}).macs
+
+
+def test_limits_read_well() -> None:
+    html = Limits({"a<b": 3}, 8, ["fc"])._repr_html_()
+    assert "<tr><td>a&lt;b</td><td>at least 3</td></tr>" in html
+    assert "<td>fc</td><td>stays whole</td>" in html
+    assert "<td>a multiple of 8</td>" in html
+    assert "<td>every group</td><td>at least 1</td>" in Limits()._repr_html_()
 
 
 @pytest.mark.parametrize("argument", [{"minimum": {"fc7": 3}}, {"protect": ["0", "fc7"]}])
