@@ -959,9 +959,10 @@ def choose(evidence: Any, rule: Rule | None, context: Context) -> PruningPlan:
     """`select` within a context that outlives one choice, so that latency is measured once."""
     groups = context.groups
     _check_evidence(evidence)
-    if rule is None and isinstance(evidence, ChannelScores):
-        raise ConfigError("select: scores alone do not say how many channels stay; give a rule")
-    rule = evidence.default_rule() if rule is None else rule
+    if rule is None:
+        if isinstance(evidence, ChannelScores):
+            raise ConfigError("select: scores alone do not say how many channels stay; give a rule")
+        rule = evidence.default_rule()
     if not isinstance(rule, Rule):
         raise PlanError(f"select: expected a rule like Budget(macs=0.5), got {rule!r}")
     scores = evidence if isinstance(evidence, ChannelScores) else evidence.scores(rule.measure)

@@ -197,7 +197,8 @@ def bit_precision(switched: SwitchedNetwork) -> pd.DataFrame:
         noisy: Any = gated.module if gated is not None else layer
         if not isinstance(noisy, _Noisy) or path.endswith(".module"):
             continue
-        mean, sd = noisy.weight.detach().double(), noisy.weight_log_sd.detach().double().exp()
+        weight: Any = noisy.weight
+        mean, sd = weight.detach().double(), noisy.weight_log_sd.detach().double().exp()
         # Gates multiply the input, along the second axis of these weights.
         along = [1, -1, *[1] * (mean.ndim - 2)]
         gate = gated.scale(first).reshape(along) if gated is not None else 1.0

@@ -46,7 +46,8 @@ class BatchNormScale(Criterion):
                 norm = isinstance(network.get_submodule(slice_.module), _Norm)
                 if norm and slice_.tensor.endswith("weight"):
                     owned = slice_.units >= 0
-                    scale = tensors[slice_.tensor][owned].abs()
+                    scale = tensors[slice_.tensor].movedim(slice_.axis, 0).abs()
+                    scale = scale.reshape(len(owned), -1).mean(1)[owned]
                     total.index_add_(0, slice_.units[owned], scale)
                     count.index_add_(0, slice_.units[owned], torch.ones_like(scale))
             if count.any():

@@ -89,17 +89,22 @@ def _distances(some: Tensor, others: Tensor) -> Tensor:
 def _merge_costs(made: Tensor, readers: Tensor) -> Tensor:
     """What it has cost to merge each unit, when the cheapest merge always comes first."""
     distances = _distances(made, made).fill_diagonal_(torch.inf)
+    nearest, heirs = distances.min(1)
     readers, left = readers.clone(), torch.ones(len(made), dtype=torch.bool)
-    costs, total = torch.zeros_like(made[:, 0]), 0.0
+    weight = readers.square().mean(1)
+    costs, total = torch.zeros_like(weight), 0.0
     for _ in range(len(made) - 1):
-        nearest, heirs = distances.min(1)
-        saliency = torch.where(left, readers.square().mean(1) * nearest, torch.inf)
+        saliency = torch.where(left, weight * nearest, torch.inf)
         unit = int(saliency.argmin())
         total += float(saliency[unit])
         costs[unit] = total
-        readers[heirs[unit]] += readers[unit]
+        heir = heirs[unit]
+        readers[heir] += readers[unit]
+        weight[heir] = readers[heir].square().mean()
         left[unit] = False
-        distances[unit], distances[:, unit] = torch.inf, torch.inf
+        distances[:, unit] = torch.inf
+        orphans = left & (heirs == unit)
+        nearest[orphans], heirs[orphans] = distances[orphans].min(1)
     # Nothing is left to stand in for the last one: its distance is that to nothing.
     costs[left] = total + readers[left].square().mean() * made[left].square().sum()
     return costs

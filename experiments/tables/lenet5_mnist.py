@@ -10,14 +10,12 @@ without training anything.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
-from bayesprune.reporting import average_over_seeds, collect_runs, pareto_plot, percent
+from records import RESULTS, command, record
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
-FILES = ("config.yaml", "summary.json", "plan.json", "metrics.csv")
+from bayesprune.reporting import average_over_seeds, collect_runs, pareto_plot, percent
 
 # Kept conv1-conv2-fc1 inputs-fc1 outputs, error %, MACs without biases recounted from the widths.
 PUBLISHED = [
@@ -26,19 +24,6 @@ PUBLISHED = [
     ("FDOO 100K, Tang et al. 2018", "2-7-112-478", 1.1, 109_516),
     ("RDP, Oh et al. 2020", "4-7-110-66", 1.0, 110_260),
 ]
-
-
-def record(folder: Path) -> None:
-    """Copy what the tables need of a run folder."""
-    target = RESULTS / "runs" / folder.name
-    target.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(folder / name, target / name)
-
-
-def command(path: Path) -> str:
-    """How to repeat a run."""
-    return f"bayesprune run docs/results/runs/{path.name}/config.yaml --out runs/{path.name}"
 
 
 def describe(recipe: str) -> str:
@@ -59,7 +44,7 @@ def describe(recipe: str) -> str:
 
 def main() -> None:
     for folder in sys.argv[1:]:
-        record(Path(folder))
+        record(Path(folder), "runs")
     folders = sorted((RESULTS / "runs").glob("lenet5_mnist*"))
     runs = collect_runs(folders)
     table = average_over_seeds(runs)
