@@ -470,6 +470,8 @@ class CostLimit(Rule):
     def note(self, kept: Kept, context: Context) -> str | None:
         price, limit = self.price(context), self.limit(context)
         spent, predicted = price.actual(kept), price(kept)
+        if spent >= (1 - _TOLERANCE) * limit:
+            return None
         steps = []
         for name, units in kept.items():
             width = context.fit(name, len(units) + 1)
@@ -478,7 +480,7 @@ class CostLimit(Rule):
                 more = {**kept, name: units + rest[: width - len(units)]}
                 extra = (price(more) - predicted) * spent / predicted
                 steps.append((extra, name, width))
-        if spent >= (1 - _TOLERANCE) * limit or not steps:
+        if not steps:
             return None
         beyond = sorted(step for step in steps if spent + step[0] > limit)
         if len(beyond) < len(steps) and self.kind == "latency_ms":

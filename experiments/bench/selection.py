@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from pathlib import Path
@@ -60,6 +61,7 @@ def main() -> None:
         },
         "channels": {name: sum(groups.sizes.values()) for name, (groups, _) in cases.items()},
         "rounds": options.rounds,
+        "load of the machine": round(os.getloadavg()[0], 1),
     }
     Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -63,6 +64,7 @@ def main() -> None:
         for name, rows in found.items()
     }
     result |= {"rounds": options.rounds, "threads": options.threads}
+    result["load of the machine"] = round(os.getloadavg()[0], 1)
     Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
