@@ -543,6 +543,7 @@ def checked_batch(batch: Any, index: int) -> Batch:
         tensors = tensors_of(checked)
         if (
             all(isinstance(tensor, Tensor) and tensor.ndim > 0 for tensor in tensors)
+            and len(tensors) > 1
             and len({len(tensor) for tensor in tensors}) == 1
             and len(batch[1]) > 0
         ):
