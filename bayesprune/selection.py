@@ -25,7 +25,7 @@ from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss, batch_loss
 from bayesprune.plan import Kept, Limits, PruningPlan
 from bayesprune.timing import LatencyModel
-from bayesprune.training import checked_batch
+from bayesprune.training import checked_batch, on_device
 
 Normalisation = Literal["l2", "none"]
 
@@ -853,9 +853,8 @@ class _HeldOut:
         self.device = next(network.parameters()).device
         self.batches, seen = [], 0
         for index, batch in enumerate(loader):
-            inputs, targets = checked_batch(batch, index)
-            self.batches.append((inputs.to(self.device), targets.to(self.device)))
-            seen += len(targets)
+            self.batches.append(on_device(checked_batch(batch, index), self.device))
+            seen += len(batch[1])
             if seen >= examples:
                 break
         if not seen:

@@ -25,6 +25,7 @@ from bayesprune.training import (
     make_fabric,
     num_steps,
     run_epochs,
+    tensors_of,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def fit_switches(
     switched : SwitchedNetwork
         Its switches, and its weights if they are trained, are changed in place.
     loader : DataLoader
-        Batches ``(inputs, targets)``.
+        Batches ``(inputs, targets)``; several inputs come as a tuple.
     epochs : int
         At least 1.
     estimator : Estimator, optional
@@ -196,9 +197,8 @@ def _step(switched: SwitchedNetwork, estimator: Estimator, clock: _Clock) -> Any
             raise _explained(error, batch) from error
         except RuntimeError as error:
             first = str(error).splitlines()[0]
-            raise FitError(
-                f"the network fails on a batch of inputs {tuple(inputs.shape)}: {first}"
-            ) from error
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(batch)[:-1])
+            raise FitError(f"the network fails on a batch of inputs {shapes}: {first}") from error
         with torch.no_grad():
             kl = divergence(switched) / switched.num_data
             nll = loss - guide.kl_weight * kl
@@ -214,9 +214,9 @@ def _step(switched: SwitchedNetwork, estimator: Estimator, clock: _Clock) -> Any
 
 def _explained(error: ValueError, batch: Batch) -> Exception:
     """What to raise where a distribution refuses its parameters or a value."""
-    inputs, targets = batch
-    for name, part in (("inputs", inputs), ("targets", targets)):
-        if not part.isfinite().all():
+    *inputs, targets = tensors_of(batch)
+    for name, parts in (("inputs", inputs), ("targets", [targets])):
+        if not all(part.isfinite().all() for part in parts):
             return DataError(f"loader: expected finite {name}, got NaN or inf")
     return FitError(
         "the likelihood does not accept the network's output or the targets (shape "

@@ -38,8 +38,11 @@ from bayesprune.errors import BayespruneError, CheckpointError, ConfigError, Dat
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs ``(N, …)`` and targets ``(N, …)``."""
+Inputs = Tensor | tuple[Tensor, ...]
+"""What a network is called with: one argument ``(N, …)``, or a tuple of them."""
+
+Batch = tuple[Inputs, Tensor]
+"""Inputs and targets ``(N, …)``."""
 
 Row = dict[str, Any]
 """One epoch: ``stage``, ``epoch`` (from 1), ``loss`` and whatever else was measured."""
@@ -320,7 +323,8 @@ def run_epochs(
         What is trained, and what the checkpoint holds. Moved to the device; its train or eval
         mode is left alone.
     loader : DataLoader
-        Batches ``(inputs, targets)`` of two tensors; `num_steps` tells how ranks share them.
+        Batches ``(inputs, targets)``; several inputs, for a network of as many arguments, come as
+        a tuple. `num_steps` tells how ranks share them.
     step : callable
         Maps a batch on the device to scalars with the same keys at every step. ``loss`` is
         differentiated; the mean of each over the epoch's examples goes into the row.
@@ -515,15 +519,35 @@ def _seed_everything(*key: object) -> int:
     return value
 
 
+def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
+    """The tensors of a batch: all inputs, then the targets."""
+    inputs, targets = batch
+    return (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets)
+
+
+def on_device(batch: Batch, device: torch.device | str) -> Batch:
+    """A batch with all tensors on a device."""
+    *inputs, targets = (tensor.to(device) for tensor in tensors_of(batch))
+    return (tuple(inputs) if isinstance(batch[0], tuple) else inputs[0]), targets
+
+
 def checked_batch(batch: Any, index: int) -> Batch:
-    """Inputs and targets of a batch; raises DataError if it is not a pair of tensors."""
-    if (
-        isinstance(batch, list | tuple)
-        and len(batch) == 2
-        and all(isinstance(part, Tensor) and part.ndim > 0 for part in batch)
-        and len(batch[0]) == len(batch[1]) > 0
-    ):
-        return batch[0], batch[1]
+    """Inputs and targets of a batch; raises DataError if it is not a pair of tensors.
+
+    In place of one input tensor there may be a tuple or list of them, for networks that take
+    several arguments.
+    """
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        inputs: Any = tuple(batch[0]) if isinstance(batch[0], list | tuple) else batch[0]
+        checked: Batch = inputs, batch[1]
+        tensors = tensors_of(checked)
+        if (
+            all(isinstance(tensor, Tensor) and tensor.ndim > 0 for tensor in tensors)
+            and len(tensors) > 1
+            and len({len(tensor) for tensor in tensors}) == 1
+            and len(batch[1]) > 0
+        ):
+            return checked
 
     def shown(part: Any) -> str:
         kind = type(part).__name__
@@ -539,7 +563,7 @@ def checked_batch(batch: Any, index: int) -> Batch:
 
 
 def _not_finite(loss: float, batch: Batch, index: int, where: str) -> Exception:
-    if any(part.is_floating_point() and not part.isfinite().all() for part in batch):
+    if any(t.is_floating_point() and not t.isfinite().all() for t in tensors_of(batch)):
         return DataError(
             f"loader: expected finite values, got NaN or inf in batch {index} ({where})"
         )
@@ -959,7 +983,7 @@ def evaluate(
     gaps = torch.zeros(15, dtype=torch.double)
     with _mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
-            inputs, targets = (part.to(device) for part in checked_batch(loaded, index))
+            inputs, targets = on_device(checked_batch(loaded, index), device)
             logits = _logits(network, inputs)
             loss = _cross_entropy(logits, targets, reduction="sum").item()
             if not math.isfinite(loss):
@@ -1079,11 +1103,11 @@ def _make_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> LR
     return LambdaLR(optimizer, factor)
 
 
-def _logits(network: nn.Module, inputs: Tensor) -> Tensor:
+def _logits(network: nn.Module, inputs: Inputs) -> Tensor:
     return _checked_logits(network, inputs, _output(network, inputs))
 
 
-def _heads(network: nn.Module, inputs: Tensor) -> list[Tensor]:
+def _heads(network: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The logits, and those of auxiliary heads in a named tuple of ``logits`` and ``aux…``."""
     output = _output(network, inputs)
     first, *others = getattr(output, "_fields", ("",))
@@ -1092,24 +1116,26 @@ def _heads(network: nn.Module, inputs: Tensor) -> list[Tensor]:
     return [_checked_logits(network, inputs, logits) for logits in output if logits is not None]
 
 
-def _output(network: nn.Module, inputs: Tensor) -> Any:
+def _output(network: nn.Module, inputs: Inputs) -> Any:
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
-        return network(inputs)
+        return network(*arguments)
     except (torch.OutOfMemoryError, BayespruneError):
         raise
     except Exception as error:
+        got = ", ".join(f"{given.dtype} of shape {tuple(given.shape)}" for given in arguments)
         raise DataError(
             f"loader: expected inputs that {type(network).__name__} can be applied to, got "
-            f"{inputs.dtype} of shape {tuple(inputs.shape)}: {type(error).__name__}: {error}"
+            f"{got}: {type(error).__name__}: {error}"
         ) from error
 
 
-def _checked_logits(network: nn.Module, inputs: Tensor, logits: Any) -> Tensor:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
+def _checked_logits(network: nn.Module, inputs: Inputs, logits: Any) -> Tensor:
+    rows = len(inputs[0] if isinstance(inputs, tuple) else inputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise FitError(
-            f"{type(network).__name__}: expected logits of shape ({len(inputs)}, classes), "
-            f"got {got}"
+            f"{type(network).__name__}: expected logits of shape ({rows}, classes), got {got}"
         )
     return logits
 

@@ -410,3 +410,44 @@ def test_parameters_that_are_not_finite(deep, fit):
         next(switched.guide.parameters()).fill_(torch.nan)
     with pytest.raises(FitError):
         fit(switched, DataLoader(data, 20))
+
+
+# Networks with several arguments -----------------------------------------------------------------
+
+
+class Pair(nn.Module):
+    """Two inputs, each through a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(2, 4), nn.Linear(8, 2)
+
+    def forward(self, one, other):
+        both = torch.cat([self.first(one), self.second(other)], 1)
+        return self.last(both.relu())
+
+
+@pytest.mark.parametrize("share", ["batch", "group", "example"])
+def test_several_inputs_all_the_way(fabric, fit, share):
+    rows = [((torch.randn(3), torch.randn(2)), i % 2) for i in range(24)]
+    loader = DataLoader(rows, batch_size=8)
+    network = Pair()
+    bp.train_network(network, loader, bp.TrainConfig(epochs=1), fabric=fabric, progress=False)
+    example = (torch.zeros(1, 3), torch.zeros(1, 2))
+    groups = bp.trace_groups(network, example)
+    switched = bp.SwitchedNetwork(network, groups, Dirichlet(), num_data=24)
+    posterior = fit(switched, loader, epochs=1, estimator=bp.Implicit(2, share))
+    plan = bp.select(posterior, bp.Budget(macs=0.6), groups=groups, network=network, loader=loader)
+    bp.criteria.Fisher().scores(network, groups, loader)
+    small = bp.remove_channels(switched.fold(posterior.mean), plan, example)
+    assert 0 <= bp.evaluate(small, loader)["error"] <= 1
+
+
+@pytest.mark.parametrize(
+    "batch", [((), torch.zeros(2)), ((torch.zeros(2), torch.zeros(3)), torch.zeros(2))]
+)
+def test_inputs_that_do_not_fit_each_other(fit, batch):
+    groups = bp.trace_groups(Pair(), (torch.zeros(1, 3), torch.zeros(1, 2)))
+    switched = bp.SwitchedNetwork(Pair(), groups, Dirichlet(), num_data=2)
+    with pytest.raises(DataError, match="rows"):
+        fit(switched, [batch])

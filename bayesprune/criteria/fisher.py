@@ -14,7 +14,7 @@ from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss, example_losses
 from bayesprune.selection import ChannelScores
-from bayesprune.training import checked_batch
+from bayesprune.training import checked_batch, on_device
 
 
 class Fisher(Criterion):
@@ -47,14 +47,14 @@ class Fisher(Criterion):
         total = {name: torch.zeros(size, device=device) for name, size in groups.sizes.items()}
         seen = 0
         for index, batch in enumerate(loader):
-            inputs, targets = checked_batch(batch, index)
+            inputs, targets = on_device(checked_batch(batch, index), device)
             gates = {
                 name: torch.ones(len(targets), size, device=device, requires_grad=True)
                 for name, size in groups.sizes.items()
             }
             with torch.enable_grad():
-                output = gated(inputs.to(device), gates)
-                loss = example_losses(self.loss, output, targets.to(device)).sum()
+                output = gated(inputs, gates)
+                loss = example_losses(self.loss, output, targets).sum()
             for name, grad in zip(
                 gates, torch.autograd.grad(loss, list(gates.values())), strict=True
             ):

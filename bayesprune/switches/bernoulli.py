@@ -69,7 +69,7 @@ class Bernoulli(Switch):
         return within(-20, 20, self.slope * self.phi)
 
     def sites(self) -> dict[str, Site]:
-        prior = NonzeroPenalty(self.penalty * self.fan_in).expand(torch.Size([self.size]))
+        prior = NonzeroPenalty(torch.full_like(self.phi, self.penalty * self.fan_in))
         factor = dist.Bernoulli(logits=self._logits())
         return {"gate": Site(prior.to_event(1), factor.to_event(1))}
 

@@ -74,8 +74,8 @@ class HardConcrete(Switch):
         return distributions.HardConcrete(log_alpha, self.temperature, LOW, HIGH)
 
     def sites(self) -> dict[str, Site]:
-        prior = distributions.NonzeroPenalty(self.penalty * self.fan_in)
-        prior = prior.expand(torch.Size([self.size]))
+        rate = torch.full_like(self.log_alpha, self.penalty * self.fan_in)
+        prior = distributions.NonzeroPenalty(rate)
         return {"gate": Site(prior.to_event(1), self._factor().to_event(1))}
 
     def gate(self, values: Mapping[str, Tensor]) -> Tensor:

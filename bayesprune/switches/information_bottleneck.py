@@ -47,7 +47,7 @@ class InformationBottleneck(NormalSwitch):
         self.strength = strength
 
     def sites(self) -> dict[str, Site]:
-        prior = InformationBottleneckPrior(self.strength).expand(torch.Size([self.size]))
+        prior = InformationBottleneckPrior(torch.full_like(self.loc, self.strength))
         return {"gate": Site(prior.to_event(1), self.factor().to_event(1))}
 
     def threshold(self) -> float:

@@ -8,6 +8,7 @@ import functools
 import math
 import pickle
 
+import pyro
 import pytest
 import torch
 from torch.distributions import kl_divergence
@@ -130,6 +131,30 @@ def test_gates_are_finite_at_every_size(prototype, size):
     for site in switch.sites().values():  # without complaints from a validator
         assert site.prior.log_prob(site.factor.sample((5,))).shape == (5,)
         assert site.factor.log_prob(site.factor.sample((5,))).isfinite().all()
+
+
+@every
+def test_gates_are_not_negative_or_say_so(prototype):
+    switch = fitted(prototype)
+    with torch.no_grad():
+        for parameter in switch.parameters():
+            parameter += 1.0
+    signed = "may be negative" in type(prototype).__doc__
+    assert ((switch.sample(1000) >= 0).all() and (switch.mean() >= 0).all()) or signed
+
+
+@every
+def test_tensors_are_made_on_the_device_of_the_switch(prototype):
+    """Nothing is left behind: a tensor elsewhere could not be combined with those on `meta`."""
+    switch = fitted(prototype).to("meta")
+    with pyro.validation_enabled(False):  # which looks at values
+        shapes = {name: site.factor.event_shape for name, site in switch.sites().items()}
+        values = {n: torch.empty(3, *s, device="meta").double() for n, s in shapes.items()}
+        assert switch.gate(values).device.type == "meta"
+        try:
+            assert divergence(switch).device.type == "meta"
+        except RuntimeError as error:  # a check of values, of which there are none
+            assert "item()" in str(error)
 
 
 # Summaries ---------------------------------------------------------------------------------------
