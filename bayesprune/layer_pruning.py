@@ -188,10 +188,11 @@ def remove_layers(
 
 
 def layer_scores(scores: ChannelScores, groups: ChannelGroups, layers: Layers) -> dict[str, float]:
-    """The mean score of the units that a layer makes, from any criterion or posterior.
+    """The mean score of the units that a layer makes, from a criterion or posterior.
 
-    Units count whose producers all lie within the layer: channels of a residual stream belong to
-    no single block.
+    Its scores must be comparable between groups: those that are normalised within each, as of
+    `Taylor2016` or a simplex switch, say little about layers. Units count whose producers all lie
+    within the layer: channels of a residual stream belong to no single block.
 
     Parameters
     ----------

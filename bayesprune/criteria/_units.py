@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from bayesprune.errors import DataError
 from bayesprune.gating import Gated, GatedNetwork
 from bayesprune.groups import ChannelGroup, ChannelGroups, Role, Slice
+from bayesprune.losses import Loss, example_losses
+from bayesprune.training import checked_batch
 
 
 def parameters(network: nn.Module) -> dict[str, Tensor]:
@@ -79,10 +81,11 @@ def batches(
     Raises
     ------
     DataError
-        If there are none.
+        If there are none, or one is not (inputs, targets).
     """
     seen = 0
-    for inputs, targets in loader:
+    for index, batch in enumerate(loader):
+        inputs, targets = checked_batch(batch, index)
         left = len(targets) if examples is None else min(len(targets), examples - seen)
         if left:
             yield inputs[:left].to(device), targets[:left].to(device)
@@ -110,19 +113,27 @@ def minibatches(
 
 
 class GateDerivatives:
-    """Derivatives of the loss by the gates of a network in evaluation mode, at gate 1.
+    """Derivatives of a loss by the gates of a network in evaluation mode, at gate 1.
 
     The derivative by a gate is the sum of activation times gradient over all that is read of the
     unit, and the sum of weight times gradient over all weights that read it.
+
+    Parameters
+    ----------
+    network, groups
+        As for a criterion.
+    loss : callable, optional
+        ``(output, targets)`` to one loss per example; cross-entropy by default.
     """
 
-    def __init__(self, network: nn.Module, groups: ChannelGroups) -> None:
+    def __init__(self, network: nn.Module, groups: ChannelGroups, loss: Loss | None) -> None:
         self.gated = GatedNetwork(network, groups).eval().requires_grad_(False)
         self.sizes = groups.sizes
+        self.loss = loss
         self.device = next(network.parameters()).device
 
     def __call__(self, inputs: Tensor, targets: Tensor, *gates: int) -> dict[str, Tensor]:
-        """Of the cross-entropy summed over the batch, by gates of shape ``(*gates, C)``.
+        """Of the loss summed over the batch, by gates of shape ``(*gates, C)``.
 
         With ``gates = (len(targets),)`` there is one gate, and so one derivative, per example.
         """
@@ -131,7 +142,7 @@ class GateDerivatives:
             for name, size in self.sizes.items()
         }
         with torch.enable_grad():
-            loss = nn.functional.cross_entropy(self.gated(inputs, ones), targets, reduction="sum")
+            loss = example_losses(self.loss, self.gated(inputs, ones), targets).sum()
         found = torch.autograd.grad(loss, list(ones.values()))
         return dict(zip(ones, found, strict=True))
 

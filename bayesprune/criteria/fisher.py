@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 from bayesprune.criteria._criterion import Criterion
-from bayesprune.errors import DataError
-from bayesprune.gating import GatedNetwork
+from bayesprune.criteria._units import GateDerivatives, batches
 from bayesprune.groups import ChannelGroups
-from bayesprune.losses import Loss, example_losses
+from bayesprune.losses import Loss
 from bayesprune.selection import ChannelScores
-from bayesprune.training import checked_batch, on_device
 
 
 class Fisher(Criterion):
@@ -42,24 +40,11 @@ class Fisher(Criterion):
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
-        gated = GatedNetwork(network, groups).eval().requires_grad_(False)
-        device = next(network.parameters()).device
+        derivatives = GateDerivatives(network, groups, self.loss)
+        device, seen = derivatives.device, 0
         total = {name: torch.zeros(size, device=device) for name, size in groups.sizes.items()}
-        seen = 0
-        for index, batch in enumerate(loader):
-            inputs, targets = on_device(checked_batch(batch, index), device)
-            gates = {
-                name: torch.ones(len(targets), size, device=device, requires_grad=True)
-                for name, size in groups.sizes.items()
-            }
-            with torch.enable_grad():
-                output = gated(inputs, gates)
-                loss = example_losses(self.loss, output, targets).sum()
-            for name, grad in zip(
-                gates, torch.autograd.grad(loss, list(gates.values())), strict=True
-            ):
-                total[name] += grad.square().sum(0)
+        for inputs, targets in batches(loader, device, "Fisher"):
+            for name, found in derivatives(inputs, targets, len(targets)).items():
+                total[name] += found.square().sum(0)
             seen += len(targets)
-        if not seen:
-            raise DataError("Fisher: the loader is empty")
         return ChannelScores({n: (t / (2 * seen)).cpu() for n, t in total.items()}, "Fisher")

@@ -12,6 +12,7 @@ from torch import nn
 from bayesprune.criteria._criterion import Criterion
 from bayesprune.criteria._units import batches, unit_entries
 from bayesprune.groups import ChannelGroups
+from bayesprune.losses import Loss, example_losses
 from bayesprune.selection import ChannelScores
 
 
@@ -22,12 +23,21 @@ class SNIP(Criterion):
     add up to 1. The paper scores single connections, before training and on one batch; summing
     them over a unit is what makes channels of it.
 
+    Parameters
+    ----------
+    loss : callable, optional
+        ``(output, targets)`` of a batch to one loss per example, shape ``(N,)``. Cross-entropy by
+        default.
+
     References
     ----------
     Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019.
     """
 
     reference = "Lee et al., ICLR 2019"
+
+    def __init__(self, loss: Loss | None = None) -> None:
+        self.loss = loss
 
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
@@ -37,8 +47,7 @@ class SNIP(Criterion):
         device, seen = next(network.parameters()).device, 0
         for inputs, targets in batches(loader, device, "SNIP"):
             with torch.enable_grad():
-                loss = nn.functional.cross_entropy(network(inputs), targets, reduction="sum")
-                loss.backward()
+                example_losses(self.loss, network(inputs), targets).sum().backward()
             seen += len(targets)
         sensitivity = {
             name: (p.detach() * p.grad / seen).abs().cpu().float()

@@ -12,6 +12,7 @@ from bayesprune.criteria._criterion import Criterion
 from bayesprune.criteria._units import GateDerivatives, batches, minibatches
 from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
+from bayesprune.losses import Loss
 from bayesprune.selection import ChannelScores
 
 
@@ -24,6 +25,12 @@ class Taylor2016(Criterion):
     that the scaling takes away.) Each group's scores are divided by their Euclidean norm.
     LayerPrune calls this criterion "feature maps".
 
+    Parameters
+    ----------
+    loss : callable, optional
+        ``(output, targets)`` of a batch to one loss per example, shape ``(N,)``. Cross-entropy by
+        default.
+
     References
     ----------
     Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference",
@@ -32,10 +39,13 @@ class Taylor2016(Criterion):
 
     reference = "Molchanov et al., ICLR 2017"
 
+    def __init__(self, loss: Loss | None = None) -> None:
+        self.loss = loss
+
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
-        derivatives = GateDerivatives(network, groups)
+        derivatives = GateDerivatives(network, groups, self.loss)
         device = derivatives.device
         total = {name: torch.zeros(size, device=device) for name, size in groups.sizes.items()}
         for inputs, targets in batches(loader, device, "Taylor2016"):
@@ -57,6 +67,9 @@ class Taylor2019(Criterion):
     minibatch : int
         Examples whose losses are averaged, >= 1, however the loader batches them. A last
         incomplete minibatch counts by its share.
+    loss : callable, optional
+        ``(output, targets)`` of a batch to one loss per example, shape ``(N,)``. Cross-entropy by
+        default.
 
     Raises
     ------
@@ -71,15 +84,16 @@ class Taylor2019(Criterion):
 
     reference = "Molchanov et al., CVPR 2019"
 
-    def __init__(self, minibatch: int = 64) -> None:
+    def __init__(self, minibatch: int = 64, loss: Loss | None = None) -> None:
         if minibatch < 1:
             raise ConfigError(f"Taylor2019.minibatch: expected at least 1, got {minibatch}")
         self.minibatch = minibatch
+        self.loss = loss
 
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
-        derivatives = GateDerivatives(network, groups)
+        derivatives = GateDerivatives(network, groups, self.loss)
         device = derivatives.device
         total = {name: torch.zeros(size, device=device) for name, size in groups.sizes.items()}
         seen = 0

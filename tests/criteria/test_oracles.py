@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bayesprune import criteria
 from bayesprune.criteria._units import minibatches, split_units
-from bayesprune.errors import ConfigError, PlanError
+from bayesprune.errors import ConfigError, DataError, PlanError
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.plan import PruningPlan
 from bayesprune.surgery import remove_channels
@@ -514,3 +514,27 @@ def test_iterative_finds_what_one_shot_cannot() -> None:
     iterative = criteria.Iterative(criteria.Fisher(), units=1, examples=64, momentum=0.0)
     order = iterative.scores(network, groups, loader).order("0")
     assert order[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("member", "power"), [(criteria.Taylor2019, 2), (criteria.Taylor2016, 0), (criteria.SNIP, 0)]
+)
+def test_any_loss_that_examples_have(member, power, network, groups, batch) -> None:
+    """Three times the squared error: by its own gradients, and as the scores' powers scale."""
+    inputs, wanted = batch[0], torch.randn(11, 3)
+
+    def squared(output: Tensor, targets: Tensor) -> Tensor:
+        return (output - targets).square().sum(1)
+
+    loader = [(inputs, wanted)]
+    once = member(loss=squared).scores(network, groups, loader).values
+    thrice = member(loss=lambda o, t: 3 * squared(o, t)).scores(network, groups, loader).values
+    for name, values in once.items():
+        torch.testing.assert_close(thrice[name], 3.0**power * values)
+    squared(network(inputs), wanted).mean().backward()
+    weight = network.fc2.weight
+    by_gate = (weight * weight.grad).detach().sum(0).square()
+    if member is criteria.Taylor2019:
+        torch.testing.assert_close(once["fc1"], by_gate, rtol=1e-4, atol=1e-8)
+    with pytest.raises(DataError, match="one loss per example"):
+        member(loss=F.mse_loss).scores(network, groups, loader)
