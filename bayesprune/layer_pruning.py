@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from bayesprune._modes import evaluating
 from bayesprune.errors import DataError, PlanError, TraceError
 from bayesprune.groups import ChannelGroups, tensors_in, trace_groups
 from bayesprune.selection import ChannelScores
+from bayesprune.training import checked_batch, on_device
 
 Layers = dict[str, tuple[str, ...]]
 """Layers that can be removed by name, each with the modules that become the identity."""
@@ -285,19 +286,17 @@ def imprinting(
     right, total, learned = dict.fromkeys(layers, 0), 0, False
     try:
         with evaluating(network):
-            for inputs, targets in train_loader:
-                classes = network(inputs.to(device)).shape[1]
-                member = F.one_hot(targets.to(device), classes).float().T
+            for targets, output in _run(network, train_loader, device):
+                member = F.one_hot(targets, output.shape[1]).float().T
                 for place, embedded in seen.items():
                     sums[place] = sums.get(place, 0) + member @ embedded
                 learned = True
             # The number of a class's examples does not matter to the direction of their mean.
             weights = {place: F.normalize(total) for place, total in sums.items()}
-            for inputs, targets in held_out if learned else ():
-                network(inputs.to(device))
+            for targets, _ in _run(network, held_out if learned else (), device):
                 for (name, side), embedded in seen.items():
                     predicted = (embedded @ weights[name, side].T).argmax(1)
-                    correct = int((predicted == targets.to(device)).sum())
+                    correct = int((predicted == targets).sum())
                     right[name] += correct if side == "out" else -correct
                 total += len(targets)
     finally:
@@ -306,6 +305,15 @@ def imprinting(
     if not total:
         raise DataError(f"imprinting: {'held_out' if learned else 'train_loader'} is empty")
     return {name: count / total for name, count in right.items()}
+
+
+def _run(
+    network: nn.Module, loader: Iterable[Any], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The targets of each batch and what the network makes of its inputs."""
+    for index, batch in enumerate(loader):
+        inputs, targets = on_device(checked_batch(batch, index), device)
+        yield targets, network(*inputs) if isinstance(inputs, tuple) else network(inputs)
 
 
 def _embedding(output: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from bayesprune.errors import DataError
 from bayesprune.gating import Gated, GatedNetwork
 from bayesprune.groups import ChannelGroup, ChannelGroups, Role, Slice
 from bayesprune.losses import Loss, example_losses
-from bayesprune.training import checked_batch
+from bayesprune.training import Batch, Inputs, checked_batch, on_device, tensors_of
 
 
 def parameters(network: nn.Module) -> dict[str, Tensor]:
@@ -73,9 +73,15 @@ def split_units(values: Tensor, units: Tensor, size: int) -> Tensor:
     return split
 
 
+def of_each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch with all its tensors changed alike."""
+    *inputs, targets = (change(tensor) for tensor in tensors_of(batch))
+    return (tuple(inputs) if isinstance(batch[0], tuple) else inputs[0]), targets
+
+
 def batches(
     loader: Iterable[Any], device: torch.device, who: str, examples: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """The batches of a loader on a device, at most `examples` examples of them.
 
     Raises
@@ -84,11 +90,11 @@ def batches(
         If there are none, or one is not (inputs, targets).
     """
     seen = 0
-    for index, batch in enumerate(loader):
-        inputs, targets = checked_batch(batch, index)
-        left = len(targets) if examples is None else min(len(targets), examples - seen)
-        if left:
-            yield inputs[:left].to(device), targets[:left].to(device)
+    for index, loaded in enumerate(loader):
+        batch = checked_batch(loaded, index)
+        size = len(batch[1])
+        left = size if examples is None else min(size, examples - seen)
+        yield on_device(of_each(batch, lambda tensor, left=left: tensor[:left]), device)
         seen += left
         if seen == examples:
             break
@@ -96,20 +102,23 @@ def batches(
         raise DataError(f"{who}: the loader is empty")
 
 
-def minibatches(
-    loader: Iterable[tuple[Tensor, Tensor]], size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def minibatches(loader: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The examples of a loader in batches of `size`, the last one smaller if it must be."""
-    waiting: list[tuple[Tensor, Tensor]] = []
+    waiting: list[Batch] = []
     for batch in loader:
         waiting.append(batch)
         while sum(len(targets) for _, targets in waiting) >= size:
-            inputs, targets = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-            yield inputs[:size], targets[:size]
-            waiting = [(inputs[size:], targets[size:])]
+            whole = _joined(waiting)
+            yield of_each(whole, lambda tensor: tensor[:size])
+            waiting = [of_each(whole, lambda tensor: tensor[size:])]
     if sum(len(targets) for _, targets in waiting):
-        inputs, targets = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-        yield inputs, targets
+        yield _joined(waiting)
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    columns = zip(*map(tensors_of, parts), strict=True)
+    *inputs, targets = (torch.cat(column) for column in columns)
+    return (tuple(inputs) if isinstance(parts[0][0], tuple) else inputs[0]), targets
 
 
 class GateDerivatives:
@@ -132,7 +141,7 @@ class GateDerivatives:
         self.loss = loss
         self.device = next(network.parameters()).device
 
-    def __call__(self, inputs: Tensor, targets: Tensor, *gates: int) -> dict[str, Tensor]:
+    def __call__(self, inputs: Inputs, targets: Tensor, *gates: int) -> dict[str, Tensor]:
         """Of the loss summed over the batch, by gates of shape ``(*gates, C)``.
 
         With ``gates = (len(targets),)`` there is one gate, and so one derivative, per example.

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune.criteria._criterion import Criterion
-from bayesprune.criteria._units import batches
+from bayesprune.criteria._units import batches, of_each
 from bayesprune.criteria.taylor import Taylor2019
 from bayesprune.errors import ConfigError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 from bayesprune.selection import ChannelScores, Normalisation
+from bayesprune.training import Batch
 
 
 class Iterative(Criterion):
@@ -110,17 +111,15 @@ def _lowest(scores: dict[str, Tensor], gates: dict[str, Tensor]) -> list[tuple[s
     return [(name, unit) for _, name, unit in sorted(units)]
 
 
-def _chunks(
-    loader: Iterable[Any], device: torch.device, size: int
-) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _chunks(loader: Iterable[Any], device: torch.device, size: int) -> Iterator[list[Batch]]:
     """Batches of `size` examples together, for ever; the loader starts over when it ends."""
     chunk, missing = [], size
     while True:
-        for inputs, targets in batches(loader, device, "Iterative"):
-            while len(targets) >= missing:
-                yield [*chunk, (inputs[:missing], targets[:missing])]
-                inputs, targets = inputs[missing:], targets[missing:]
+        for batch in batches(loader, device, "Iterative"):
+            while len(batch[1]) >= missing:
+                yield [*chunk, of_each(batch, lambda tensor, n=missing: tensor[:n])]
+                batch = of_each(batch, lambda tensor, n=missing: tensor[n:])
                 chunk, missing = [], size
-            if len(targets):
-                chunk.append((inputs, targets))
-                missing -= len(targets)
+            if len(batch[1]):
+                chunk.append(batch)
+                missing -= len(batch[1])

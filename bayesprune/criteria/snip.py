@@ -46,8 +46,9 @@ class SNIP(Criterion):
         network.zero_grad()
         device, seen = next(network.parameters()).device, 0
         for inputs, targets in batches(loader, device, "SNIP"):
+            arguments = inputs if isinstance(inputs, tuple) else (inputs,)
             with torch.enable_grad():
-                example_losses(self.loss, network(inputs), targets).sum().backward()
+                example_losses(self.loss, network(*arguments), targets).sum().backward()
             seen += len(targets)
         sensitivity = {
             name: (p.detach() * p.grad / seen).abs().cpu().float()

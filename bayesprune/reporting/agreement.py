@@ -13,9 +13,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from bayesprune.criteria import Criterion
+from bayesprune.criteria._units import of_each
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.groups import ChannelGroups
 from bayesprune.selection import ChannelScores
+from bayesprune.training import Batch, checked_batch
 
 MEASURES = ("kendall", "spearman")
 
@@ -119,9 +121,10 @@ def rank_stability(
     return pd.DataFrame(rows)
 
 
-def _resampled(loader: Iterable[Any], *seeds: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _resampled(loader: Iterable[Any], *seeds: int) -> Iterator[Batch]:
     generator = np.random.default_rng(seeds)
-    for inputs, targets in loader:
-        times = torch.from_numpy(generator.poisson(1.0, len(targets))).to(targets.device)
+    for index, loaded in enumerate(loader):
+        batch = checked_batch(loaded, index)
+        times = torch.from_numpy(generator.poisson(1.0, len(batch[1]))).to(batch[1].device)
         if times.any():
-            yield inputs.repeat_interleave(times, 0), targets.repeat_interleave(times, 0)
+            yield of_each(batch, lambda tensor, n=times: tensor.repeat_interleave(n, 0))
