@@ -1,6 +1,6 @@
 """Build docs/results/recovery.md: do posteriors find the channels that are at work?
 
-    python experiments/tables/recovery.py [--replications 20]
+    python experiments/tables/recovery.py [--replications 10]
 
 A network with one hidden layer, half of it switched off, makes the data; every method gets the
 whole network and the data, and ranks the channels. By construction the weights say nothing about
@@ -74,7 +74,7 @@ def areas(seed: int, examples: int) -> dict[str, float]:
     (name,) = groups
     found = {}
     fabric = make_fabric()
-    epochs = 60_000 // examples
+    epochs = 30_000 // examples
     for method, switch in METHODS.items():
         switched = bp.SwitchedNetwork(
             network,
@@ -95,7 +95,7 @@ def areas(seed: int, examples: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replications", type=int, default=20)
+    parser.add_argument("--replications", type=int, default=10)
     parser.add_argument("--rebuild", action="store_true")
     options = parser.parse_args()
     file = RESULTS / "recovery.json"

@@ -16,7 +16,7 @@ from torch.distributions import kl_divergence
 from bayesprune._describe import describe
 from bayesprune.distributions import Concrete
 from bayesprune.errors import ConfigError
-from bayesprune.switches import FAMILIES, Dirichlet, Horseshoe, LogisticNormal, SpikeAndSlab
+from bayesprune.switches import FAMILIES, Dirichlet, Horseshoe, LogisticNormal, Radial, SpikeAndSlab
 from bayesprune.switches._simplex import SimplexSwitch
 from bayesprune.switches._switch import MONTE_CARLO_DRAWS, Switch
 
@@ -151,10 +151,8 @@ def test_tensors_are_made_on_the_device_of_the_switch(prototype):
         shapes = {name: site.factor.event_shape for name, site in switch.sites().items()}
         values = {n: torch.empty(3, *s, device="meta").double() for n, s in shapes.items()}
         assert switch.gate(values).device.type == "meta"
-        try:
+        if not isinstance(switch, Radial):  # which compares dimensions before it starts
             assert divergence(switch).device.type == "meta"
-        except RuntimeError as error:  # a check of values, of which there are none
-            assert "item()" in str(error)
 
 
 # Summaries ---------------------------------------------------------------------------------------
