@@ -44,7 +44,7 @@ CONFIGS = [
 ]
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """Stands for whatever ends a process."""
 
 
