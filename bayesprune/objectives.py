@@ -75,27 +75,41 @@ class Multiplier(ABC):
         """By how much a cost is above the target; shape of `cost`."""
 
     @abstractmethod
-    def penalty(self, excess: Tensor, weight: Tensor) -> Tensor:
-        """The penalty in nats per example; changes the state `weight` in place."""
+    def penalty(self, excess: Tensor, weight: Tensor, elapsed: float) -> Tensor:
+        """The penalty in nats per example; changes the state `weight` in place.
+
+        Parameters
+        ----------
+        excess : Tensor
+            Scalar.
+        weight : Tensor
+            Scalar, 0 at the start of a fit.
+        elapsed : float
+            Which fraction of the fit one step is.
+        """
 
 
 class DualAscent(Multiplier):
     r"""Augmented Lagrangian of :math:`\log(\mathrm{cost} / \mathrm{target}) \le 0`.
 
-    The weight rises by `rate` times the excess at each step, and the penalty answers an excess at
-    once through `gain`: a proportional-integral controller.
+    A proportional-integral controller: the penalty answers an excess at once through `gain`, and
+    the weight rises through `rate` for as long as there is one.
 
     Parameters
     ----------
-    rate, gain : float
-        Above 0, in nats per example and unit of log cost.
+    rate : float
+        By how much an excess of 1, a cost e times the target, raises the weight if it lasts for the
+        whole fit, however many steps that has; above 0.
+    gain : float
+        By how much it adds to the weight at once; above 0. Both in nats per example and unit of log
+        cost.
 
     References
     ----------
     Nocedal and Wright, "Numerical Optimization", 2006, section 17.4.
     """
 
-    def __init__(self, rate: float = 0.01, gain: float = 1.0) -> None:
+    def __init__(self, rate: float = 15.0, gain: float = 1.0) -> None:
         if not (0 < rate < math.inf and 0 < gain < math.inf):
             raise ConfigError(f"DualAscent: rate and gain must be above 0, got {rate}, {gain}")
         self.rate = rate
@@ -104,11 +118,11 @@ class DualAscent(Multiplier):
     def excess(self, cost: Tensor, target: float) -> Tensor:
         return (cost / target).log()
 
-    def penalty(self, excess: Tensor, weight: Tensor) -> Tensor:
+    def penalty(self, excess: Tensor, weight: Tensor, elapsed: float) -> Tensor:
         force = (weight + self.gain * excess).clamp_min(0)
         value = (force.square() - weight.square()) / (2 * self.gain)
         with torch.no_grad():
-            weight.add_(self.rate * excess).clamp_(min=0)
+            weight.add_(self.rate * elapsed * excess).clamp_(min=0)
         return value
 
 
@@ -133,7 +147,7 @@ class FixedWeight(Multiplier):
     def excess(self, cost: Tensor, target: float) -> Tensor:
         return (cost - target).clamp_min(0)
 
-    def penalty(self, excess: Tensor, weight: Tensor) -> Tensor:
+    def penalty(self, excess: Tensor, weight: Tensor, elapsed: float) -> Tensor:
         return self.weight * excess
 
 
@@ -216,7 +230,9 @@ class CostPenalty(nn.Module):
             )
         self.register_buffer("weight", torch.zeros(()))
 
-    def forward(self, active: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, active: Mapping[str, Tensor], progress: float, elapsed: float
+    ) -> tuple[Tensor, Tensor]:
         """The penalty in nats per example, and the expected cost.
 
         Parameters
@@ -225,6 +241,8 @@ class CostPenalty(nn.Module):
             Active probabilities, shape ``(C,)`` by group.
         progress : float
             Fraction of the fit that is done, in [0, 1].
+        elapsed : float
+            Which fraction of the fit one step is.
         """
         anneal, multiplier = self.constraint.anneal, self.constraint.multiplier
         done = min(1.0, progress / anneal) if anneal else 1.0
@@ -233,7 +251,8 @@ class CostPenalty(nn.Module):
         def excess(gates: Mapping[str, Tensor]) -> Tensor:
             return multiplier.excess(self.price.expected(gates), target)
 
-        penalty = multiplier.penalty(self.constraint.gradient.expect(excess, active), self.weight)
+        expected_excess = self.constraint.gradient.expect(excess, active)
+        penalty = multiplier.penalty(expected_excess, self.weight, elapsed)
         with torch.no_grad():
             expected = self.price.expected(active)
         return penalty, expected

@@ -157,9 +157,10 @@ def fit_switches(
 
 
 class _Clock:
-    """How far a fit is."""
+    """How far a fit is, and which fraction of it a step is."""
 
     progress = 0.0
+    elapsed = 0.0
 
 
 def _own_estimator(switched: SwitchedNetwork) -> Estimator:
@@ -177,7 +178,7 @@ def _own_estimator(switched: SwitchedNetwork) -> Estimator:
 def _anneal(
     switched: SwitchedNetwork, clock: _Clock, kl_warmup: float, step: int, total: int
 ) -> None:
-    clock.progress = (step + 1) / total
+    clock.progress, clock.elapsed = (step + 1) / total, 1 / total
     switched.guide.kl_weight = min(1.0, clock.progress / kl_warmup) if kl_warmup else 1.0
     for _, switch in switched.guide.items():
         switch.anneal(clock.progress)
@@ -205,7 +206,7 @@ def _step(switched: SwitchedNetwork, estimator: Estimator, clock: _Clock) -> Any
         terms = {"loss": loss, "elbo": -(nll + kl), "nll": nll, "kl": kl}
         if penalty is not None:
             active = {name: switch.active_probability() for name, switch in guide.items()}
-            added, cost = penalty(active, clock.progress)
+            added, cost = penalty(active, clock.progress, clock.elapsed)
             terms |= {"loss": loss + added, "cost": cost, "weight": penalty.weight.clone()}
         return terms
 

@@ -80,11 +80,11 @@ def test_score_function_is_unbiased(groups):
 def test_dual_ascent_is_an_augmented_lagrangian():
     ascent, weight = bp.DualAscent(rate=0.5, gain=2.0), torch.tensor(0.3)
     excess = torch.tensor(0.1, requires_grad=True)
-    ascent.penalty(excess, weight).backward()
+    ascent.penalty(excess, weight, 0.5).backward()
     assert excess.grad.item() == pytest.approx(0.3 + 2.0 * 0.1)
-    assert weight.item() == pytest.approx(0.3 + 0.5 * 0.1)
+    assert weight.item() == pytest.approx(0.3 + 0.25 * 0.1)
     slack = torch.tensor(-1.0, requires_grad=True)
-    ascent.penalty(slack, weight).backward()
+    ascent.penalty(slack, weight, 1.0).backward()
     assert slack.grad == 0
     assert weight == 0
 
@@ -92,7 +92,7 @@ def test_dual_ascent_is_an_augmented_lagrangian():
 def test_a_fixed_weight_is_a_hinge():
     multiplier, weight = bp.FixedWeight(0.01), torch.tensor(0.0)
     costs = torch.tensor([90.0, 100.0, 130.0])
-    penalty = multiplier.penalty(multiplier.excess(costs, 100.0), weight)
+    penalty = multiplier.penalty(multiplier.excess(costs, 100.0), weight, 0.1)
     assert penalty.tolist() == pytest.approx([0.0, 0.0, 0.3])
 
 
@@ -104,7 +104,7 @@ def test_target_falls_geometrically(network, groups):
     active = {name: torch.ones(size) for name, size in groups.sizes.items()}
     dense = penalty.dense
     for progress, fraction in ((0.0, 1.0), (0.25, 0.5), (0.5, 0.25), (1.0, 0.25)):
-        value, cost = penalty(active, progress)
+        value, cost = penalty(active, progress, 0.1)
         assert cost == dense
         assert value.item() == pytest.approx(dense * (1 - fraction))
 
