@@ -31,10 +31,10 @@ INTRODUCTION = """
 Caffe LeNet-5, 2,293,000 MACs, 430,500 weights. From the same pretrained networks, weights and
 switches are trained together for {fit} epochs while `CostConstraint` holds the expected MACs at 5%;
 channels are removed once, and the network is fine-tuned for {tune} epochs with distillation. *Own*:
-the family's own rule says how many channels stay. *5%*: `Budget(macs=0.05)`, 114,650 MACs, within groups by the
-family's score. Mean ± sd over seeds of the test error after the last epoch; every choice was made
-on 5,000 held-out training images. Training images are shifted by up to 2 pixels. Built by
-`experiments/tables/families.py`.
+the family's own rule says how many channels stay. *5%*: `Budget(macs=0.05)`, 114,650 MACs, within
+groups by the family's score. Mean ± sd over seeds of the test error after the last epoch; every
+choice was made on 5,000 held-out training images. Training images are shifted by up to 2 pixels.
+Built by `experiments/tables/families.py`.
 """
 COLUMNS = """
 *Kept* counts conv1-conv2-fc1 outputs; fc1 reads 16 inputs of each conv2 channel. *Seconds* are
