@@ -43,7 +43,10 @@ magnitude.
 """
 LANDMARKS = """
 Their recipes differ (200 epochs and more; ours augments, distils and holds a cost), so read them as
-landmarks. MACs are recounted without biases from the widths in print.
+landmarks. MACs are recounted without biases from the widths in print; errors of SBP, Bayesian
+compression and L0 are as Tang et al. 2018 list them. No row with widths was found for
+InformationBottleneck, SpikeAndSlab and Bernoulli. Families of shares are on the page of
+[LeNet-5](lenet5_mnist.md); BayesianGroupLasso stands in the slab of SpikeAndSlab.
 """
 
 
