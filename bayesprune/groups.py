@@ -1027,6 +1027,14 @@ def _selection(
     if ids is None:
         return
     name = getattr(func, "__name__", "")
+    index = _argument(args, kwargs, 2, "index")
+    if name == "index_select" and tracer.name(index) is not None:
+        # Each entry of a module's index makes a channel of its own, which leaves with it.
+        tracer.freeze(args[0], f"is picked by position by {name} in {tracer.where}")
+        dim, out = _argument(args, kwargs, 1, "dim"), tracer.new_ids(len(index))
+        tracer.record(index, 0, out, "producer")
+        tracer.set_ids(output, _spread(out, dim, output.shape))
+        return
     leaves = tree_leaves(func(ids, *args[1:], **kwargs))
     small = [compact(leaf) for leaf in leaves]
     before = compact(ids).reshape(-1)

@@ -618,7 +618,7 @@ FOUND = {
     "written_in_place": {"last1.0": 5, "last2.0": 6},
     "constants": {"conv1": 8, "conv3": 7},
     "parametrized": {"2.0": 7},
-    "lenet300_100": {"fc1": 300, "fc2": 100},
+    "lenet300_100": {"pixels": 784, "fc1": 300, "fc2": 100},
     "lenet5": {"conv1": 20, "conv2": 50, "fc1": 500},
     "digits": {"conv1": 32, "conv2": 64, "conv3": 64, "fc1": 64},
 }  # fmt: skip

@@ -45,6 +45,15 @@ def unit_entries(
     return torch.cat(rows, 1)
 
 
+def unit_weights(group: ChannelGroup, tensors: dict[str, Tensor]) -> Tensor:
+    """The weights that produce each unit, shape ``(C, entries)``.
+
+    Of selected inputs, which no weight produces, those that read them.
+    """
+    made = unit_entries(group, tensors)
+    return made if made.shape[1] else unit_entries(group, tensors, ("consumer",))
+
+
 def split_units(values: Tensor, units: Tensor, size: int) -> Tensor:
     """Values along an axis by the unit that owns them.
 

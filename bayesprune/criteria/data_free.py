@@ -39,8 +39,10 @@ class DataFree(Criterion):
         tensors = parameters(network)
         values = {}
         for name, group in groups.items():
-            readers = unit_entries(group, tensors, ("consumer",))
-            values[name] = _merge_costs(_made(group, tensors), readers.double())
+            made = _made(group, tensors)
+            if made.shape[1]:
+                readers = unit_entries(group, tensors, ("consumer",))
+                values[name] = _merge_costs(made, readers.double())
         return ChannelScores(values, "data-free saliency")
 
     def merge(self, network: nn.Module, groups: ChannelGroups, plan: PruningPlan) -> nn.Module:
@@ -60,6 +62,8 @@ class DataFree(Criterion):
             group = groups[name]
             gone = sorted(set(range(group.size)) - set(kept))
             made = _made(group, tensors)
+            if not made.shape[1]:
+                continue
             heirs = _distances(made[gone], made[kept]).argmin(1) if gone else []
             for slice_ in group.slices:
                 if slice_.role != "consumer":

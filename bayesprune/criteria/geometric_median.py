@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bayesprune.criteria._criterion import Criterion
-from bayesprune.criteria._units import parameters, unit_entries
+from bayesprune.criteria._units import parameters, unit_weights
 from bayesprune.groups import ChannelGroups
 from bayesprune.selection import ChannelScores
 
@@ -33,7 +33,7 @@ class GeometricMedian(Criterion):
         tensors = parameters(network)
         values = {}
         for name, group in groups.items():
-            filters = unit_entries(group, tensors)
+            filters = unit_weights(group, tensors)
             # Differences of products lose the small distances that matter here.
             distance = torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist")
             values[name] = distance.sum(1)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from bayesprune.criteria._criterion import Criterion
-from bayesprune.criteria._units import parameters, unit_entries
+from bayesprune.criteria._units import parameters, unit_weights
 from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
 from bayesprune.selection import ChannelScores
@@ -44,6 +44,6 @@ class Magnitude(Criterion):
     ) -> ChannelScores:
         tensors = parameters(network)
         values = {
-            name: unit_entries(group, tensors).norm(self.order, 1) for name, group in groups.items()
+            name: unit_weights(group, tensors).norm(self.order, 1) for name, group in groups.items()
         }
         return ChannelScores(values, f"l{self.order} norm")

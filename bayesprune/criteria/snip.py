@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bayesprune.criteria._criterion import Criterion
-from bayesprune.criteria._units import batches, unit_entries
+from bayesprune.criteria._units import batches, unit_weights
 from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss, example_losses
 from bayesprune.selection import ChannelScores
@@ -55,6 +55,6 @@ class SNIP(Criterion):
             for name, p in network.named_parameters(remove_duplicate=False)
             if p.grad is not None
         }
-        values = {name: unit_entries(g, sensitivity).sum(1) for name, g in groups.items()}
+        values = {name: unit_weights(g, sensitivity).sum(1) for name, g in groups.items()}
         whole = sum(float(v.sum()) for v in values.values())
         return ChannelScores({n: v / whole if whole else v for n, v in values.items()}, "SNIP")

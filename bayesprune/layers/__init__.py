@@ -6,6 +6,7 @@ from bayesprune.layers.attention import (
     WindowAttention,
     WindowAttentionV2,
 )
+from bayesprune.layers.select_features import SelectFeatures
 from bayesprune.layers.structured_sparse_conv import (
     SparsePattern,
     StructuredSparseConv2d,
@@ -16,6 +17,7 @@ from bayesprune.layers.structured_sparse_conv import (
 __all__ = [
     "MultiheadAttention",
     "RelativePositionalAttention",
+    "SelectFeatures",
     "SparsePattern",
     "StructuredSparseConv2d",
     "WindowAttention",

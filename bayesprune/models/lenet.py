@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bayesprune.layers import SelectFeatures
 from bayesprune.models._common import checked_widths
 
 
 class LeNet300_100(nn.Module):
     """Two hidden fully connected layers with ReLU: 784-300-100-10, 266,200 weights.
+
+    The pixels are picked by a layer `pixels`, so that they can be pruned as hidden units can.
 
     Parameters
     ----------
@@ -31,6 +34,7 @@ class LeNet300_100(nn.Module):
     def __init__(self, widths: Sequence[int] = (300, 100), num_classes: int = 10) -> None:
         super().__init__()
         first, second = checked_widths("LeNet300_100.widths", widths, 2)
+        self.pixels = SelectFeatures(28 * 28)
         self.fc1 = nn.Linear(28 * 28, first)
         self.relu1 = nn.ReLU()
         self.fc2 = nn.Linear(first, second)
@@ -39,7 +43,7 @@ class LeNet300_100(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images, shape (N, 1, 28, 28), to logits, shape (N, num_classes)."""
-        x = self.relu1(self.fc1(torch.flatten(x, 1)))
+        x = self.relu1(self.fc1(self.pixels(torch.flatten(x, 1))))
         return self.fc3(self.relu2(self.fc2(x)))
 
 

@@ -19,7 +19,10 @@ root of its number of weights, its multiply-accumulates relative to their mean o
 """
 
 Extent = Literal["joint", "filter"]
-"""Whether a unit's vector holds what reads the unit besides what produces it."""
+"""Whether a unit's vector holds what reads the unit besides what produces it.
+
+Selected inputs, which no weight produces, always have the vector of what reads them.
+"""
 
 _Norm = nn.modules.batchnorm._NormBase
 _Convolution = nn.modules.conv._ConvNd
@@ -107,6 +110,8 @@ class UnitGroup:
         parts: dict[str, _Part] = {}
         self._owned: list[tuple[nn.Parameter, int, Tensor, Tensor]] = []
         newest = None
+        made = any(s.role != "consumer" and s.tensor in parameters for s in group.slices)
+        joint = extent == "joint" or not made
         for slice_ in group.slices:
             weight = parameters.get(slice_.tensor)
             if weight is None:  # running statistics
@@ -117,7 +122,7 @@ class UnitGroup:
             self._owned.append((weight, slice_.axis, rows, units))
             if _is_part(slice_, weight, owner):
                 produces = slice_.role != "consumer"
-                if slice_.tensor not in parts and (produces or extent == "joint"):
+                if slice_.tensor not in parts and (produces or joint):
                     place = _counted(units)
                     part = _Part(weight, slice_.axis, rows, units, place, produces)
                     parts[slice_.tensor] = part

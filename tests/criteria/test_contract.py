@@ -18,6 +18,7 @@ from bayesprune.criteria import (
     SNIP,
     BatchNormScale,
     Criterion,
+    DataFree,
     Fisher,
     GeometricMedian,
     HRank,
@@ -30,6 +31,7 @@ from bayesprune.criteria import (
 from bayesprune.datasets import DataConfig
 from bayesprune.errors import DataError, PlanError
 from bayesprune.groups import ChannelGroups, trace_groups
+from bayesprune.layers import SelectFeatures
 from bayesprune.selection import KeepFraction, select
 
 TIED = (GeometricMedian, HRank, PFP)  # of two units, or where ranks and shares are at their most
@@ -263,3 +265,18 @@ def test_random_depends_on_its_seed_alone(network, groups) -> None:
     assert all(torch.equal(one[name], again[name]) for name in groups)
     assert not any(torch.equal(one[name], two[name]) for name in groups)
     assert all(0 <= values.min() <= values.max() < 1 for values in one.values())
+
+
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m is not BatchNormScale])
+def test_scores_selected_features(member, data) -> None:
+    """Nothing produces them; what reads them stands in, or they stay whole."""
+    network = nn.Sequential(SelectFeatures(4), nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3))
+    flat = TensorDataset(data.tensors[0].flatten(1), data.tensors[1])
+    groups = trace_groups(network, flat.tensors[0])
+    scores = member().scores(network, groups, DataLoader(flat, 4))
+    assert scores.values["1"].shape == (5,)
+    if member is DataFree:
+        assert "0" not in scores.values
+    else:
+        values = scores.values["0"]
+        assert member in TIED or len(values.unique()) == 4

@@ -7,12 +7,14 @@ import itertools
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import bayesprune as bp
 from bayesprune import penalties
 from bayesprune._describe import describe
 from bayesprune.errors import ConfigError, PlanError
+from bayesprune.groups import trace_groups
+from bayesprune.layers import SelectFeatures
 from bayesprune.penalties import PENALTIES, Penalty
 from bayesprune.penalties._penalty import ProximalPenalty, UnitPenalty
 from bayesprune.penalties._weights import WeightPenalty
@@ -29,6 +31,7 @@ STRONG = {
 STRONG[penalties.GroupGReg] = penalties.GroupGReg(growth=0.1)
 PROXIMAL = [member for member in STRONG if issubclass(member, ProximalPenalty)]
 ADDED = [member for member in STRONG if issubclass(member, UnitPenalty | WeightPenalty)]
+NEED_NORMS = [penalties.NetworkSlimming]
 BY_WEIGHT = [m for m in PENALTIES if issubclass(m, WeightPenalty)] + [penalties.ElementSpred]
 
 
@@ -240,3 +243,16 @@ def test_groups_of_another_network_are_refused(groups, data, fabric) -> None:
     other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     with pytest.raises(PlanError, match="conv1.weight: the groups were traced with shape"):
         penalties.GroupLasso().fit(other, groups, DataLoader(data), fabric=fabric)
+
+
+@pytest.mark.parametrize("member", [m for m in PENALTIES if m not in NEED_NORMS])
+def test_scores_selected_features(member, data, fabric) -> None:
+    """Nothing produces them: their vectors are what reads them."""
+    network = nn.Sequential(SelectFeatures(4), nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3))
+    flat = TensorDataset(data.tensors[0].flatten(1), data.tensors[1])
+    groups = trace_groups(network, flat.tensors[0])
+    fit = trained(member(), network, groups, flat, fabric)
+    assert {name: tuple(v.shape) for name, v in fit.scores.values.items()} == {"0": (4,), "1": (5,)}
+    # SNIP keeps a twentieth of all weights: here one of 35.
+    assert (fit.scores.values["0"] > 0).any() or member is penalties.SNIP
+    assert torch.equal(fit.network[0].index, torch.arange(4))

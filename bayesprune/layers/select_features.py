@@ -1,0 +1,49 @@
+"""A layer that makes the inputs of a network prunable."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bayesprune.errors import ConfigError
+
+
+class SelectFeatures(nn.Module):
+    """Picks features of its input, at first all of them.
+
+    `bayesprune.trace_groups` finds a unit in each feature: removing it removes an entry of `index`,
+    and the weights that read it. So a network that takes pixels or columns of a table in at a
+    linear layer can do with few of them, and is still called with all.
+
+    Parameters
+    ----------
+    features : int
+        Size of dimension 1 of the input; at least 1.
+
+    Attributes
+    ----------
+    index : Tensor
+        Shape ``(selected,)``, integer: the features that are picked.
+
+    Raises
+    ------
+    ConfigError
+        If `features` is not a positive integer.
+    """
+
+    index: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        if isinstance(features, bool) or not isinstance(features, int) or features < 1:
+            raise ConfigError(
+                f"SelectFeatures.features: expected an integer of at least 1, got {features!r}"
+            )
+        self.register_buffer("index", torch.arange(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map shape ``(N, features, …)`` to ``(N, selected, …)``."""
+        return x.index_select(1, self.index)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.index)} selected"
