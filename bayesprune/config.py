@@ -76,6 +76,9 @@ class RunConfig:
         Keyword arguments of the model.
     dense : str, optional
         ``dense.safetensors`` of another run of the same model: takes the place of pretraining.
+    fitted : str, optional
+        Folder of another run with the same method, fitted alike: its dense network and its fit
+        take the place of pretraining and fitting, so that another budget costs fine-tuning only.
     pretrain, finetune : TrainConfig
         `finetune.distill` learns from the dense network.
     fit : FitConfig
@@ -99,6 +102,7 @@ class RunConfig:
     seed: int = 0
     model_args: dict[str, Any] = field(default_factory=dict)
     dense: str | None = None
+    fitted: str | None = None
     pretrain: TrainConfig = field(default_factory=TrainConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     sparse: TrainConfig = field(default_factory=TrainConfig)
@@ -111,6 +115,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ConfigError(f"rounds: expected at least 1, got {self.rounds}")
+        if self.fitted is not None and (self.rounds > 1 or isinstance(self.method, Criterion)):
+            raise ConfigError("fitted: expected a method that is fitted, in one round")
         if self.select is None and not isinstance(self.method, Switch):
             raise ConfigError(
                 f"select: {type(self.method).__name__} ranks channels and does not say how many "

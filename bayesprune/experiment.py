@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -93,23 +93,40 @@ class Run:
 class _Folder:
     """What a run has done so far, on disk."""
 
-    def __init__(self, path: Path, config: RunConfig, resume: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._config = text = config.to_yaml()
-        file = path / "config.yaml"
-        if file.exists():
+
+    def claim(self, config: RunConfig, resume: bool) -> None:
+        """Make sure that the folder is free for a run, or holds it; nothing is written yet."""
+        self._config = config.to_yaml()
+        if (self / "config.yaml").exists():
             if not resume:
                 raise ConfigError(
-                    f"{path}: holds a run already; continue with --resume or choose another --out"
+                    f"{self.path}: holds a run already; continue with --resume or choose another "
+                    "--out"
                 )
-            if file.read_text() != text:
-                try:
-                    changed = _difference(yaml.safe_load(file.read_text()), yaml.safe_load(text))
-                except (UnicodeDecodeError, yaml.YAMLError) as error:
-                    raise CheckpointError(f"{file}: expected a configuration: {error}") from error
-                raise ConfigError(f"{path}: holds a run with another configuration ({changed})")
-        elif path.exists() and any(path.iterdir()):
-            raise ConfigError(f"{path}: not empty and not a run folder; choose another --out")
+            if changed := self.difference(config):
+                raise ConfigError(
+                    f"{self.path}: holds a run with another configuration ({changed})"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ConfigError(f"{self.path}: not empty and not a run folder; choose another --out")
+
+    def difference(self, config: RunConfig, names: Collection[str] | None = None) -> str:
+        """The first field (of those that count) in which another run differs, in words; or ""."""
+        file = self / "config.yaml"
+        try:
+            theirs = yaml.safe_load(file.read_text())
+            if not isinstance(theirs, dict):
+                raise ValueError(f"expected fields, got {type(theirs).__name__}")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise CheckpointError(f"{file}: expected a configuration: {error}") from error
+        ours = describe(config)
+        fields = [*theirs, *ours] if names is None else names
+        for field in fields:
+            if theirs.get(field) != ours.get(field):
+                return _difference(theirs.get(field), ours.get(field), field)
+        return ""
 
     def begin(self) -> None:
         """Take the folder; before that nothing is written to it."""
@@ -135,7 +152,7 @@ class _Folder:
 
     def note(self, name: str, make: Callable[[], Any]) -> Any:
         """JSON-like values of a stage, made once."""
-        notes = self._read_notes()
+        notes = self.read_notes()
         if name not in notes:
             notes[name] = make()
             self.begin()
@@ -144,14 +161,15 @@ class _Folder:
 
     def notes(self, kind: str) -> dict[str, Any]:
         """All notes whose name starts with ``kind/``."""
-        notes = self._read_notes().items()
+        notes = self.read_notes().items()
         return {k.partition("/")[2]: v for k, v in notes if k.startswith(f"{kind}/")}
 
     @property
     def _notes(self) -> Path:
         return self.path / "state" / "notes.json"
 
-    def _read_notes(self) -> dict[str, Any]:
+    def read_notes(self) -> dict[str, Any]:
+        """All notes."""
         try:
             notes = json.loads(self._notes.read_text()) if self._notes.exists() else {}
             if not isinstance(notes, dict):
@@ -161,12 +179,12 @@ class _Folder:
         return notes
 
 
-def _difference(old: Any, new: Any, place: str = "") -> str:
+def _difference(old: Any, new: Any, place: str) -> str:
     """The first field in which two configurations differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *new]:
             if old.get(key) != new.get(key):
-                return _difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+                return _difference(old.get(key), new.get(key), f"{place}.{key}")
     return f"{place}: {old!r} there, {new!r} asked for"
 
 
@@ -195,7 +213,8 @@ def run_experiment(config: RunConfig, out: str | os.PathLike[str], *, resume: bo
     BayespruneError
         Whatever a stage raises.
     """
-    folder = _Folder(Path(out), config, resume)
+    folder = _Folder(Path(out))
+    folder.claim(config, resume)
     if not (folder / "summary.json").exists():
         _carry_out(config, folder)
     run = load_run(folder.path)
@@ -213,6 +232,7 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
     groups = trace_groups(network, example, config.ignore)
     context = Context(groups, config.limits, network=network, example_input=example)
     rules = _rules(config, folder, context)
+    _take_fit(config, folder, context, rules)
     metrics = MetricsWriter(folder / "metrics.csv")
     dense = _pretrain(config, folder, data, fabric, metrics, context)
     dense_metrics = folder.note("dense", partial(_measure, dense, data, fabric))
@@ -279,6 +299,43 @@ def _rules(config: RunConfig, folder: _Folder, context: Context) -> list[Rule]:
         return rules
 
     return [build(rule) for rule in folder.note("rules", make)]
+
+
+_FITTED = ("model", "model_args", "data", "seed", "method", "fit", "sparse", "ignore")
+"""The fields in which runs that share a fit agree."""
+
+
+def _take_fit(config: RunConfig, folder: _Folder, context: Context, rules: Sequence[Rule]) -> None:
+    """Copy what another run has pretrained and fitted."""
+    if config.fitted is None or folder.state("fit").exists():
+        return
+    other = _Folder(Path(config.fitted))
+    if changed := other.difference(config, _FITTED):
+        raise ConfigError(f"fitted: {other.path} was fitted otherwise ({changed})")
+    kind = "posterior" if isinstance(config.method, Switch) else "scores"
+    stages = ("pretrain", kind, "fit")  # the last of them tells that it is all there
+    missing = [str(other.state(n)) for n in stages if not other.state(n).exists()]
+    if missing:
+        raise CheckpointError(f"fitted: {other.path} has not finished its fit: no {missing[0]}")
+    notes = other.read_notes()
+    if isinstance(config.method, Switch) and config.method.needs_keep:
+        keep = folder.note("keep", partial(rules[0].counts, context))
+        if keep != notes.get("keep"):
+            raise ConfigError(
+                f"fitted: the switches of {other.path} were fitted to keep {notes.get('keep')} "
+                f"channels, here they are to keep {keep}; fit anew"
+            )
+    for name in ("dense", "held_out/dense"):
+        if name in notes:
+            folder.note(name, lambda value=notes[name]: value)
+    metrics = MetricsWriter(folder / "metrics.csv")
+    rows = _read_metrics(other / "metrics.csv")
+    for stage in ("pretrain", "fit"):
+        found = [{k: v for k, v in row.items() if v} for row in rows if row["stage"] == stage]
+        if found:
+            metrics.write(stage, found)
+    for name in stages:
+        save_state(folder.state(name), load_state(other.state(name)))
 
 
 def _between_rounds(limits: Limits, context: Context) -> Limits:

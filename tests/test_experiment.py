@@ -223,6 +223,45 @@ def test_a_criterion_leaves_no_posterior(tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def fitted_options(method: str, macs: str, **changed) -> list[str]:
+    args = options(method=method, select__macs=macs, sparse__epochs="1", **changed)
+    place = args.index("--method.total")
+    return args[:place] + args[place + 2 :]
+
+
+@pytest.mark.parametrize("method", ["LogNormal", "GroupLasso"])
+def test_the_fit_of_another_run(method, tmp_path, monkeypatch) -> None:
+    def run(name: str, args: list[str]) -> bp.experiment.Run:
+        return bp.run_experiment(bp.config.parse_config(args), tmp_path / name)
+
+    first = run("first", fitted_options(method, "0.6"))
+    anew = run("anew", fitted_options(method, "0.3"))
+    folder = str(first.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "fit_switches", None)
+        patch.setattr(bp.penalties.GroupLasso, "train", None)
+        again = run("again", fitted_options(method, "0.3", fitted=folder))
+    assert numbers(again.folder) == numbers(anew.folder)
+    assert again.summary["pruned"]["macs"] < first.summary["pruned"]["macs"]
+    with pytest.raises(ConfigError, match=r"was fitted otherwise \(seed: 0 there, 1 asked for\)"):
+        run("other", fitted_options(method, "0.3", fitted=folder, seed="1"))
+
+
+def test_the_fit_of_another_run_must_be_there_and_fit(finished, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="were fitted to keep .* channels, here they are to keep"):
+        bp.run_experiment(
+            config(fitted=str(finished.folder), select__macs="0.7"), tmp_path / "other"
+        )
+    with pytest.raises(CheckpointError, match=r"config\.yaml: expected a configuration"):
+        bp.run_experiment(config(fitted=str(tmp_path / "none")), tmp_path / "run")
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    (tmp_path / "copy/state/posterior.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"copy has not finished its fit: no .*posterior"):
+        bp.run_experiment(config(fitted=str(tmp_path / "copy")), tmp_path / "run2")
+    with pytest.raises(ConfigError, match="fitted: expected a method that is fitted, in one round"):
+        config(fitted=str(finished.folder), rounds="2")
+
+
 def test_a_dense_network_from_another_run(finished, tmp_path):
     dense = str(finished.folder / "dense.safetensors")
     run = bp.run_experiment(config(dense=dense), tmp_path / "run")

@@ -42,8 +42,12 @@ class SimplexSwitch(Switch):
             )
         self.total = total
 
+    @property
+    def needs_keep(self) -> bool:
+        return self.total in ("keep", "anneal")
+
     def initialise(self, keep: float | None) -> None:
-        if self.total in ("keep", "anneal"):
+        if self.needs_keep:
             if keep is None:
                 raise ConfigError(
                     f"total={self.total!r} needs the number of channels to keep: give "

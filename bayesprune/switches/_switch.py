@@ -143,6 +143,11 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
             return self.gate({name: site.factor.sample((num_draws,)) for name, site in sites})
 
     @property
+    def needs_keep(self) -> bool:
+        """Whether the fit depends on the number of channels to keep."""
+        return False
+
+    @property
     def has_prior(self) -> bool:
         """Whether the prior of the gates is a probability distribution."""
         return all(site.is_proper for site in self.sites().values())

@@ -70,6 +70,10 @@ class SpikeAndSlab(Switch):
         self.temperature = temperature
         self.init_probability = init_probability
 
+    @property
+    def needs_keep(self) -> bool:
+        return self.slab.needs_keep
+
     def initialise(self, keep: float | None) -> None:
         logit = math.log(self.init_probability / (1 - self.init_probability))
         self.logit: Any = PyroParam(torch.full((self.size,), logit))
