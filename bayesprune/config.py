@@ -85,6 +85,9 @@ class RunConfig:
         For switches.
     sparse : TrainConfig
         Sparse training, for penalties.
+    scratch : TrainConfig, optional
+        Train fresh weights in the widths that are left as well: the control that tells what
+        pruning was worth.
     rounds : int
         How often to fit, select, remove and fine-tune; budgets and counts are approached
         geometrically.
@@ -107,6 +110,7 @@ class RunConfig:
     fit: FitConfig = field(default_factory=FitConfig)
     sparse: TrainConfig = field(default_factory=TrainConfig)
     finetune: TrainConfig = field(default_factory=TrainConfig)
+    scratch: TrainConfig | None = None
     rounds: int = 1
     limits: Limits = field(default_factory=Limits)
     ignore: list[str] = field(default_factory=list)

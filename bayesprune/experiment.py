@@ -240,6 +240,7 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
     network, plan, posterior = _rounds(config, rules, folder, data, fabric, metrics, context)
     pruned_metrics = folder.note("pruned", partial(_measure, network, data, fabric))
     folder.note("held_out/pruned", partial(evaluate, network, data.validation))
+    scratch_metrics = _scratch(config, folder, data, fabric, metrics, dense, plan)
 
     if not metrics.path.exists():
         metrics.write("pretrain", [])  # nothing was trained
@@ -257,6 +258,7 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
         **({"estimator": type(_estimator(config)).__name__} if posterior else {}),
         "dense": dense_metrics,
         "pruned": pruned_metrics,
+        **({"scratch": scratch_metrics} if scratch_metrics else {}),
         "test_size": len(data.test.dataset),  # type: ignore[arg-type]
         "held_out": folder.notes("held_out"),
         "architecture": plan.architecture,
@@ -575,6 +577,44 @@ def _finetune(
         return network
 
     return folder.tensors(f"finetune{suffix}", network, train)
+
+
+def _scratch(
+    config: RunConfig,
+    folder: _Folder,
+    data: Data,
+    fabric: Fabric,
+    metrics: MetricsWriter,
+    dense: nn.Module,
+    plan: PruningPlan,
+) -> dict[str, float] | None:
+    """What a network of the same widths reaches without the weights of the dense one."""
+    settings = config.scratch
+    if settings is None:
+        return None
+    torch.manual_seed(config.seed)
+    network = remove_channels(dense, plan, fabric.to_device(data.example_input))
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def train() -> nn.Module:
+        train_network(
+            network,
+            data.train,
+            settings,
+            fabric=fabric,
+            seed=config.seed,
+            stage="scratch",
+            teacher=dense if settings.distill else None,
+            validation=data.validation,
+            checkpoint=folder.state("scratch-epochs"),
+            metrics=metrics,
+        )
+        return network
+
+    trained = folder.tensors("scratch", network, train)
+    return folder.note("scratch", partial(_measure, trained, data, fabric))
 
 
 def _measure(network: nn.Module, data: Data, fabric: Fabric) -> dict[str, float]:

@@ -223,6 +223,19 @@ def test_a_criterion_leaves_no_posterior(tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_the_same_widths_from_scratch(finished, tmp_path) -> None:
+    args = {"dense": str(finished.folder / "dense.safetensors"), "scratch__epochs": "30"}
+    args |= {"scratch__learning_rate": "0.01", "finetune__epochs": "0"}
+    run = bp.run_experiment(config(**args), tmp_path / "run")
+    summary = run.summary
+    assert summary["scratch"]["macs"] == summary["pruned"]["macs"]
+    assert summary["scratch"]["error"] < 0.2  # trained for long
+    assert summary["pruned"]["error"] > 0.2  # two epochs, cut, not fine-tuned
+    assert "scratch" in summary["seconds"]
+    assert "trained from scratch has" in (run.folder / "report.html").read_text()
+    assert "scratch" not in finished.summary
+
+
 def fitted_options(method: str, macs: str, **changed) -> list[str]:
     args = options(method=method, select__macs=macs, sparse__epochs="1", **changed)
     place = args.index("--method.total")
