@@ -52,7 +52,8 @@ def collect_runs(folders: Sequence[Path]) -> list[Row]:
     Keys: ``folder``, ``model``, ``data``, ``method``, ``estimator``, ``recipe`` (the configuration
     apart from the seed and the paths, as JSON; equal for runs that differ in the seed only),
     ``seed``, ``repeat`` (1, or more where runs before it have the same recipe and seed),
-    ``architecture``, ``seconds``, and each metric as ``dense.NAME`` and ``NAME``.
+    ``architecture``, ``seconds``, each metric as ``dense.NAME`` and ``NAME``, and
+    ``scratch.error``, of the same widths trained from scratch, or None.
 
     Raises
     ------
@@ -65,7 +66,7 @@ def collect_runs(folders: Sequence[Path]) -> list[Row]:
         file = folder / "config.yaml"
         try:
             config = yaml.safe_load(file.read_text())
-            for key in ("seed", "dense", "fabric"):
+            for key in ("seed", "dense", "fitted", "fabric"):
                 config.pop(key, None)
             config["data"].pop("root", None)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -83,6 +84,7 @@ def collect_runs(folders: Sequence[Path]) -> list[Row]:
         }
         row |= {f"dense.{name}": summary["dense"][name] for name in _METRICS}
         row |= {name: summary["pruned"][name] for name in _METRICS}
+        row["scratch.error"] = summary.get("scratch", {}).get("error")
         row["repeat"] = 1 + sum(_same_run(row, other) for other in rows)
         rows.append(row)
     return rows
@@ -100,7 +102,8 @@ def average_over_seeds(runs: Sequence[Row]) -> list[Row]:
 
     The ``folders``, which ``repeat`` of its seeds it is, the number of ``seeds``, the
     ``architecture`` of each, and mean and standard deviation of each metric and of the seconds
-    (``NAME`` and ``NAME_sd``; the latter None for a single seed).
+    (``NAME`` and ``NAME_sd``; the latter None for a single seed, both of ``scratch.error`` where no
+    run has it).
     """
     recipes: dict[tuple[Any, ...], list[Row]] = {}
     keys = (*_RECIPE, "repeat")
@@ -115,12 +118,17 @@ def average_over_seeds(runs: Sequence[Row]) -> list[Row]:
             numbers = [run[name] for run in same]
             row[name] = statistics.mean(numbers)
             row[f"{name}_sd"] = statistics.stdev(numbers) if len(numbers) > 1 else None
+        found = [run["scratch.error"] for run in same if run["scratch.error"] is not None]
+        row["scratch.error"] = statistics.mean(found) if found else None
+        row["scratch.error_sd"] = statistics.stdev(found) if len(found) > 1 else None
         rows.append(row)
     return sorted(rows, key=lambda row: row["macs"])
 
 
 def percent(row: Row, name: str) -> str:
     """A metric of an averaged row in percent, with plus or minus one sd if there are seeds."""
+    if row[name] is None:
+        return "–"
     sd = row[f"{name}_sd"]
     text = f"{100 * row[name]:.2f}"
     return text if sd is None else f"{text} ± {100 * sd:.2f}"
@@ -159,6 +167,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> pd.DataFrame:
             "seeds": row["seeds"],
             "error %": percent(row, "error"),
             "dense error %": percent(row, "dense.error"),
+            "from scratch %": percent(row, "scratch.error"),
             "MACs": round(row["macs"]),
             "params": round(row["params"]),
             "kept": row["architecture"],

@@ -7,7 +7,7 @@ from bayesprune.errors import CheckpointError
 from bayesprune.reporting import average_over_seeds, collect_runs, compare_runs
 
 
-def write(folder, seed, error, method="Dirichlet", macs=1000):
+def write(folder, seed, error, method="Dirichlet", macs=1000, scratch=None):
     metrics = {"error": error, "nll": 0.1, "ece": 0.01, "macs": macs, "params": 10, "weights": 9}
     metrics["latency_ms"] = 1.0
     summary = {
@@ -20,10 +20,13 @@ def write(folder, seed, error, method="Dirichlet", macs=1000):
         "architecture": {"a": {"kept": 2, "of": 4}, "b": {"kept": 3, "of": 4}},
         "seconds": {"fit": 1.0, "finetune": 2.0},
     }
+    if scratch is not None:
+        summary["scratch"] = {**metrics, "error": scratch}
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.yaml").write_text(
         f"seed: {seed}\nmodel: m\ndata: {{name: d, root: /{seed}}}\nmethod: {method}\n"
+        f"fitted: /runs/{seed}\n"
     )
     return folder
 
@@ -46,6 +49,12 @@ def test_files_and_the_short_table(tmp_path):
     assert short["error %"].tolist() == ["1.50 ± 0.71"]
     assert pd.read_csv(tmp_path / "out" / "compare.csv")["macs"].tolist() == [1000.0]
     assert (tmp_path / "out" / "compare.png").stat().st_size > 1000
+
+
+def test_the_control_from_scratch_stands_beside(tmp_path):
+    folders = [write(tmp_path / str(i), i, 0.01, scratch=0.02 + i / 100) for i in range(2)]
+    folders += [write(tmp_path / "none", 0, 0.05, method="Fisher")]
+    assert compare_runs(folders, tmp_path)["from scratch %"].tolist() == ["2.50 ± 0.71", "–"]
 
 
 def test_a_folder_named_twice_counts_once(tmp_path):
