@@ -36,6 +36,10 @@ class LatencyModel(Price):
     (standard deviation 100%, of a measurement 1%): a layer that the measurements say nothing about
     keeps the shared rates.
 
+    With MACs the product of the widths on either side of a layer, this is the bilinear regression
+    by which ECC predicts the energy of a network (Yang, Zhu & Liu, CVPR 2019), with a term for what
+    is written; give a `measure` of millijoules, and it predicts energy.
+
     Every network is timed in turn with the dense one, and its time is the median ratio times what
     the dense network takes: other work on the machine, or its clock, slows both.
 

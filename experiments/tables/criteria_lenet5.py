@@ -164,6 +164,30 @@ def table(runs: list[dict[str, Any]], rule: str) -> tuple[list[str], list[str]]:
     return lines, losers
 
 
+def verdict(runs: list[dict[str, Any]]) -> list[str]:
+    """What the tables say about chance, and about iteration."""
+    mean: dict[tuple[str, str, float], list[float]] = defaultdict(list)
+    for run in runs:
+        for row in run["rows"]:
+            mean[row["criterion"], row["rule"], row["share"]].append(row["error"])
+    error = {key: float(np.mean(values)) for key, values in mean.items()}
+    cells = [(rule, share) for rule in RULES for share in BUDGETS]
+    names = [*CRITERIA, POSTERIOR]
+    beaten = {n: sum(error[(n, *c)] < error[("random", *c)] for c in cells) for n in names}
+    pairs = ("Taylor 2019", "Fisher")
+    won = sum(error[(f"iterative {n}", *c)] <= error[(n, *c)] for n in pairs for c in cells)
+    best = [min(names, key=lambda n, c=c: error[(n, *c)]) for c in cells]
+    first = best.count(POSTERIOR)
+    always = [name for name in names if beaten[name] == len(cells)]
+    others = [f"{name} in {beaten[name]}" for name in names if beaten[name] < len(cells)]
+    return [
+        f"In the mean over the networks, of {len(cells)} pairs of a rule and a budget, chance is",
+        f"beaten in all by {', '.join(always)}" + (f"; by {', '.join(others)}." if others else "."),
+        f"Iterating is at least as good as one shot in {won} of {len(pairs) * len(cells)} cases",
+        f"({' and '.join(pairs)}). The Dirichlet posterior is the best in {first} of {len(cells)}.",
+    ]
+
+
 def page(runs: list[dict[str, Any]]) -> str:
     """The page in Markdown."""
     dense = percent([run["dense_error"] for run in runs])
@@ -197,12 +221,13 @@ def page(runs: list[dict[str, Any]]) -> str:
             f"as they are for {', '.join(COMPARABLE)}.",
         ),
     }
+    lines += [*verdict(runs), ""]
     head = "| criterion | " + " | ".join(f"{share:.0%}" for share in BUDGETS) + " |"
     for rule, (title, text) in titles.items():
         rows, losers = table(runs, rule)
         lines += [f"## {title}", "", text, "", head, "|---|" + "---|" * len(BUDGETS), *rows, ""]
-        verdict = "; ".join(losers) if losers else "none"
-        lines += [f"Not better than chance on every network: {verdict}.", ""]
+        named = "; ".join(losers) if losers else "none"
+        lines += [f"Not better than chance on every network: {named}.", ""]
     lines += [
         "## Do rankings agree?",
         "",

@@ -78,11 +78,11 @@ def main() -> None:
     lines = [
         "# Debiasing the elastic group lasso",
         "",
-        "LeNet-5 on MNIST from pretrained networks. Two epochs of sparse training select units (the",
-        "proximal operator makes exact zeros), two more retrain those that are left: with all",
+        "LeNet-5 on MNIST from pretrained networks. Two epochs of sparse training select units",
+        "(the proximal operator makes exact zeros), two more retrain those that are left: with all",
         "penalties (EGL), or with the ridge alone (DEGL, debiasing). Units of score 0 are removed,",
-        "nothing else is, and nothing is fine-tuned. Test error in %, mean ± sd over seeds; dense:",
-        f"{dense}. Built by `experiments/tables/debias.py`.",
+        "nothing else is, and nothing is fine-tuned. Test error in %, mean ± sd over seeds;",
+        f"dense: {dense}. Built by `experiments/tables/debias.py`.",
         "",
         f"DEGL has the lower error at {wins} of {len(grid)} strengths. The gap (EGL minus DEGL) is",
         ", ".join(f"{g:+.2f} at γ = {v:g}" for g, v in zip(gap, grid, strict=True))
