@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayesprune import criteria
@@ -42,32 +42,9 @@ MEMBERS = [
 ]
 
 
-class Network(nn.Module):
-    """A residual sum, blocks of a grouped convolution, a concatenation and a flatten."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
-        self.conv3 = nn.Conv2d(4, 4, 1)
-        self.grouped = nn.Conv2d(4, 8, 1, groups=2)
-        self.fc1 = nn.Linear(12 * 4, 5)
-        self.fc2 = nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.sigmoid(self.norm(self.conv1(x)))
-        x = x + self.conv2(x)
-        y = self.grouped(torch.tanh(self.conv3(x)))
-        return self.fc2(torch.tanh(self.fc1(torch.cat([x, y], 1).flatten(1))))
-
-
 @pytest.fixture
-def network() -> nn.Module:
-    network = Network()
-    nn.init.normal_(network.norm.weight)
-    nn.init.normal_(network.norm.bias)
-    return network
+def network(shared_network: nn.Module) -> nn.Module:
+    return shared_network
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A small network with all kinds of sharing, and data for it."""
+"""Small networks, and data for them."""
 
 import pytest
 import torch
@@ -8,26 +8,6 @@ from torch.utils.data import TensorDataset
 
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.training import FabricConfig, make_fabric
-
-
-class Shared(nn.Module):
-    """A residual sum, batch normalisation, a grouped convolution, a concatenation, a flatten."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
-        self.conv3 = nn.Conv2d(4, 4, 1)
-        self.grouped = nn.Conv2d(4, 8, 1, groups=2)
-        self.fc1 = nn.Linear(12 * 4, 5)
-        self.fc2 = nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.sigmoid(self.norm(self.conv1(x)))
-        x = x + self.conv2(x)
-        y = self.grouped(torch.tanh(self.conv3(x)))
-        return self.fc2(torch.tanh(self.fc1(torch.cat([x, y], 1).flatten(1))))
 
 
 class Branches(nn.Module):
@@ -44,11 +24,8 @@ class Branches(nn.Module):
 
 
 @pytest.fixture
-def network() -> nn.Module:
-    network = Shared()
-    nn.init.normal_(network.norm.bias)
-    nn.init.normal_(network.norm.weight)
-    return network
+def network(shared_network: nn.Module) -> nn.Module:
+    return shared_network
 
 
 @pytest.fixture
