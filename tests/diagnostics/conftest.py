@@ -73,7 +73,7 @@ class Toy:
             likelihood=self.likelihood,
         )
 
-    def loader(self, targets, batch_size=100):
+    def loader(self, targets, batch_size=200):
         return DataLoader(TensorDataset(torch.zeros(len(targets), 1), targets), batch_size)
 
     def simulate(self, gates, seed):
@@ -91,13 +91,13 @@ class Toy:
     def posterior(self, loader, factor=1.0):
         return bp.SwitchPosterior(dict(self.exact(loader, factor).guide.items()), [])
 
-    def svi(self, loader, seed=0, epochs=100, estimator=None):
+    def svi(self, loader, seed=0, epochs=100):
         switched = self.switched()
         posterior = bp.fit_switches(
             switched,
             loader,
             epochs=epochs,
-            estimator=estimator or bp.Implicit(1, "example"),
+            estimator=bp.Implicit(1, "example"),
             learning_rate=0.05,
             seed=seed,
             fabric=self.fabric,
@@ -135,6 +135,7 @@ class GaussianToy(Toy):
 
 
 class DirichletToy(Toy):
+    channels = 4
     prototype = Dirichlet(concentration=1.0, total=1.0)
 
     def likelihood(self, output):
