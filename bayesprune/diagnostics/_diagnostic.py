@@ -43,8 +43,13 @@ def at_least(least: int, **numbers: int) -> None:
             raise ConfigError(f"{name}: expected an integer of at least {least}, got {number!r}")
 
 
-def shown(items: Iterable[Any], what: str, progress: bool, total: int | None = None) -> Any:
-    """The items one by one, with a bar on a terminal or in a notebook."""
+def has_display() -> bool:
+    """Whether a bar can be shown: on a terminal or in a notebook."""
     console = Console(stderr=True)
-    live = progress and (console.is_interactive or console.is_jupyter)
-    return track(items, what, total=total, console=console, disable=not live)
+    return console.is_interactive or console.is_jupyter
+
+
+def shown(items: Iterable[Any], what: str, progress: bool, total: int | None = None) -> Any:
+    """The items one by one, with a bar where there is a display for it."""
+    hidden = not (progress and has_display())
+    return track(items, what, total=total, console=Console(stderr=True), disable=hidden)

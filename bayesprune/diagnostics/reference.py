@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bayesprune._arviz import container, ess, rhat
 from bayesprune._modes import evaluating
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least
+from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, has_display
 from bayesprune.diagnostics._joint import (
     check_posterior,
     device_of,
@@ -305,7 +305,8 @@ def nuts(
                 pyro.validation_enabled(False),
             ):
                 kernel = NUTS(model)
-                sampler = MCMC(kernel, num_draws, warmup_steps=warmup, disable_progbar=not progress)
+                hidden = not (progress and has_display())
+                sampler = MCMC(kernel, num_draws, warmup_steps=warmup, disable_progbar=hidden)
                 sampler.run()
             samples = sampler.get_samples()
             values = {

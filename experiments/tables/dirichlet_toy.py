@@ -87,7 +87,7 @@ def measure(inputs: int, hidden: int) -> dict[str, Any]:
     reference = None
     if hidden <= 20:
         model = switched(Dirichlet(CONCENTRATION))
-        reference = nuts(model, loader, num_draws=500, warmup=300, chains=2)
+        reference = nuts(model, loader, num_draws=400, warmup=250, chains=2)
         print(reference, flush=True)
     found: dict[str, Any] = {"truth": truth.tolist(), "methods": {}, "seconds": {}}
     if reference is not None:
