@@ -1,6 +1,15 @@
 """Smaller PyTorch networks, and how sure one can be of each channel that is removed."""
 
-from bayesprune import criteria, datasets, layer_pruning, models, penalties, reporting, switches
+from bayesprune import (
+    criteria,
+    datasets,
+    diagnostics,
+    layer_pruning,
+    models,
+    penalties,
+    reporting,
+    switches,
+)
 from bayesprune._version import __version__
 from bayesprune.config import RunConfig
 from bayesprune.cost import Cost, cost, latency
@@ -15,6 +24,7 @@ from bayesprune.network import SwitchedNetwork
 from bayesprune.objectives import CostConstraint, DualAscent, FixedWeight, Pathwise, ScoreFunction
 from bayesprune.plan import Limits, PruningPlan
 from bayesprune.posterior import SwitchPosterior
+from bayesprune.risk import RiskBudget
 from bayesprune.selection import (
     Budget,
     ChannelScores,
@@ -60,6 +70,7 @@ __all__ = [
     "Pathwise",
     "Probability",
     "PruningPlan",
+    "RiskBudget",
     "Run",
     "RunConfig",
     "ScoreFunction",
@@ -72,6 +83,7 @@ __all__ = [
     "cost",
     "criteria",
     "datasets",
+    "diagnostics",
     "evaluate",
     "export_onnx",
     "export_program",

@@ -620,6 +620,7 @@ def _scratch(
 def _measure(network: nn.Module, data: Data, fabric: Fabric) -> dict[str, float]:
     example = fabric.to_device(data.example_input)
     quality = evaluate(network, data.test)
+    del quality["brier"]  # run folders hold error, nll and ece
     return {**quality, **asdict(cost(network, example)), "latency_ms": latency(network, example)}
 
 

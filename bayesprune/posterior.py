@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import re
-import warnings
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from bayesprune._arviz import container
 from bayesprune._describe import describe
 from bayesprune.checkpoint import load_state, save_state
 from bayesprune.errors import CheckpointError, PlanError
@@ -184,7 +183,8 @@ class SwitchPosterior:
             "importance": the family's own score, for simplex switches the mean share relative to an
             equal share; "margin": the same minus what the family's own rule asks for; "mean";
             "snr": mean over standard deviation; "above:T": P(gate >= T); "evidence" or
-            "evidence:BITS": loss of log evidence by removal, see `Switch.evidence`.
+            "evidence:BITS": loss of log evidence by removal, see `Switch.evidence`; "draws:N": the
+            importance together with N draws of the gates.
 
         Raises
         ------
@@ -207,10 +207,13 @@ class SwitchPosterior:
         elif evidence := re.fullmatch(r"evidence(?::([0-9]+))?", str(measure)):
             bits = int(evidence[1]) if evidence[1] else None
             values = self._each(lambda switch: -switch.evidence(bits))
+        elif draws := re.fullmatch(r"draws:([0-9]+)", str(measure)):
+            values = self._each(lambda switch: switch.importance())
+            return ChannelScores(values, measure, self.sample(int(draws[1])))
         else:
             raise PlanError(
-                "scores: expected 'importance', 'margin', 'mean', 'snr', 'above:T' or 'evidence', "
-                f"got {measure!r}"
+                "scores: expected 'importance', 'margin', 'mean', 'snr', 'above:T', 'evidence' or "
+                f"'draws:N', got {measure!r}"
             )
         return ChannelScores(values, measure)
 
@@ -306,12 +309,7 @@ class SwitchPosterior:
         }
         if self.has_prior:
             datasets["prior"] = draws(list(self.prior_sample(num_draws, seed=1).values()))
-        if not version("arviz").startswith("0."):
-            return xr.DataTree.from_dict(datasets)
-        with warnings.catch_warnings():
-            # ArviZ 0.23 announces its refactor at import, and remarks on a group that is ours.
-            warnings.simplefilter("ignore")
-            return importlib.import_module("arviz").InferenceData(**datasets)
+        return container(datasets)
 
     def _history_dataset(self) -> xr.Dataset:
         keys = [k for k in ("elbo", "nll", "kl") if all(k in row for row in self.history)]

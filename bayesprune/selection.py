@@ -40,6 +40,8 @@ class ChannelScores:
         Shape ``(C,)`` per group. Scores of different groups are not comparable by themselves.
     measure : str
         What was measured.
+    draws : dict of str to Tensor, optional
+        Posterior draws of the gates, shape ``(D, C)`` per group, where the measure asks for them.
 
     Raises
     ------
@@ -49,6 +51,7 @@ class ChannelScores:
 
     values: dict[str, Tensor]
     measure: str
+    draws: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.values.items():
@@ -168,11 +171,11 @@ class Context:
         )
 
     @cached_property
-    def loss(self) -> Callable[[Kept], float] | None:
+    def loss(self) -> HeldOut | None:
         """Held-out loss of the network with these units alone, if there is data for it."""
         if self.network is None or self.loader is None:
             return None
-        return _HeldOut(self.network, self.groups, self.loader, self.examples, self.loss_function)
+        return HeldOut(self.network, self.groups, self.loader, self.examples, self.loss_function)
 
 
 class Rule(ABC):
@@ -836,8 +839,8 @@ def _score_loss(
     return lambda removed: sum(losses[name][count] for name, count in removed.items())
 
 
-class _HeldOut:
-    """Loss of the masked network on held-out examples."""
+class HeldOut:
+    """Loss of the masked network on held-out examples, which stay in memory."""
 
     def __init__(
         self,
@@ -861,9 +864,12 @@ class _HeldOut:
             raise DataError("select: the held-out loader is empty")
         self.seen = seen
 
-    def __call__(self, kept: Kept) -> float:
+    def __call__(self, kept: Kept, gates: Mapping[str, Tensor] | None = None) -> float:
+        """Mean loss per example with the units `kept`, at `gates` of shape ``(C,)`` or at 1."""
         masks = PruningPlan(kept, {name: self.sizes[name] for name in kept}).masks()
         masks = {name: mask.to(self.device) for name, mask in masks.items()}
+        for name, gate in (gates or {}).items():
+            masks[name] = masks.get(name, 1.0) * gate.to(self.device)
         total = 0.0
         with torch.inference_mode():
             for inputs, targets in self.batches:
@@ -895,9 +901,9 @@ def select(
     evidence : ChannelScores or SwitchPosterior
         From any method; of a posterior the rule takes the scores it needs.
     rule : Rule, optional
-        `TopK`, `KeepFraction`, `Threshold`, `Probability`, `FamilyRule`, `EvidenceStop`, `Budget`
-        or `GlobalRank`. A posterior's own by default: `EvidenceStop` where it is in closed form,
-        else `FamilyRule`.
+        `TopK`, `KeepFraction`, `Threshold`, `Probability`, `FamilyRule`, `EvidenceStop`,
+        `RiskBudget`, `Budget` or `GlobalRank`. A posterior's own by default: `EvidenceStop` where
+        it is in closed form, else `FamilyRule`.
     groups : ChannelGroups
     network, loader : optional
         The network that the channels are cut from, and held-out batches ``(inputs, targets)``: with

@@ -968,7 +968,9 @@ def evaluate(
     dict
         ``error``, the fraction that is classified wrongly; ``nll``, the mean of -log p(label) in
         nats; ``ece``, the expected calibration error of the top class over 15 equal bins of
-        confidence, in ``[0, 1]`` (Guo et al., 2017).
+        confidence, in ``[0, 1]`` (Guo et al., 2017); ``brier``, the mean over examples of the
+        squared differences of the class probabilities from the label's 0s and 1s, summed over
+        classes, in ``[0, 2]`` (Brier, 1950).
 
     Raises
     ------
@@ -979,7 +981,7 @@ def evaluate(
     """
     if device is None:
         device = next((t.device for t in (*network.parameters(), *network.buffers())), "cpu")
-    count, wrong, nll = 0, 0, 0.0
+    count, wrong, nll, brier = 0, 0, 0.0, 0.0
     gaps = torch.zeros(15, dtype=torch.double)
     with _mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
@@ -988,7 +990,8 @@ def evaluate(
             loss = _cross_entropy(logits, targets, reduction="sum").item()
             if not math.isfinite(loss):
                 raise _not_finite(loss, (inputs, targets), index, "evaluation")
-            confidence, predicted = logits.softmax(dim=1).max(dim=1)
+            probabilities = logits.softmax(dim=1)
+            confidence, predicted = probabilities.max(dim=1)
             confidence, correct = confidence.cpu().double(), (predicted == targets).cpu().double()
             bins = (confidence * len(gaps)).ceil().long().clamp(1, len(gaps)) - 1
             # A bin's share of the examples times |accuracy - confidence| is |sum of differences|/N.
@@ -996,9 +999,16 @@ def evaluate(
             count += len(targets)
             wrong += len(targets) - int(correct.sum())
             nll += loss
+            of_label = probabilities.gather(1, targets.long()[:, None])
+            brier += (probabilities.square().sum() + (1 - 2 * of_label).sum()).item()
     if count == 0:
         raise DataError("loader: expected at least 1 batch, got 0")
-    return {"error": wrong / count, "nll": nll / count, "ece": gaps.abs().sum().item() / count}
+    return {
+        "error": wrong / count,
+        "nll": nll / count,
+        "ece": gaps.abs().sum().item() / count,
+        "brier": brier / count,
+    }
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

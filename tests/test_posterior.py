@@ -85,8 +85,8 @@ def test_summaries_agree_with_draws(posterior):
         (lambda p: p.sample(0), "num_draws: expected an integer of at least 1, got 0"),
         (lambda p: p.prior_sample(2.0), "num_draws: expected an integer of at least 1, got 2.0"),
         (lambda p: p.to_arviz(0), "num_draws"),
-        (lambda p: p.scores("above:1.2.3"), "'above:T' or 'evidence', got 'above:1.2.3'"),
-        (lambda p: p.scores(0.5), "'above:T' or 'evidence', got 0.5"),
+        (lambda p: p.scores("above:1.2.3"), "'evidence' or 'draws:N', got 'above:1.2.3'"),
+        (lambda p: p.scores(0.5), "'evidence' or 'draws:N', got 0.5"),
     ],
 )
 def test_questions_without_an_answer(posterior, ask, message):

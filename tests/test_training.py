@@ -722,6 +722,7 @@ def test_evaluate_by_hand():
     assert got["nll"] == pytest.approx(-sum(map(math.log, likelihoods)) / 5)
     gaps = [1 - 0.9, 2 * 0.81 - 1, 0.63, 1 - 0.55]
     assert got["ece"] == pytest.approx(sum(gaps) / 5)
+    assert got["brier"] == pytest.approx(sum(2 * (1 - p) ** 2 for p in likelihoods) / 5)
 
 
 def test_calibration_error_agrees_with_torchmetrics():
@@ -816,7 +817,7 @@ def test_auxiliary_heads_are_trained_with_a_weight_of_three_tenths():
     for old, new, gradient in zip(before, network.parameters(), gradients, strict=True):
         # The first step with Nesterov momentum 0.9 goes 1.9 times the gradient.
         torch.testing.assert_close(new.detach(), old - 1.9e-3 * gradient, rtol=1e-4, atol=1e-7)
-    assert set(evaluate(network, loader)) == {"error", "nll", "ece"}
+    assert set(evaluate(network, loader)) == {"error", "nll", "ece", "brier"}
 
 
 def test_other_tuples_are_no_logits():

@@ -8,6 +8,7 @@ from bayesprune.reporting.compare import collect_runs as collect_runs
 from bayesprune.reporting.compare import compare_runs as compare_runs
 from bayesprune.reporting.compare import percent as percent
 from bayesprune.reporting.compare import read_summary as read_summary
+from bayesprune.reporting.diagnostic_plots import calibration_plot as calibration_plot
 from bayesprune.reporting.path_plots import path_plot as path_plot
 from bayesprune.reporting.path_plots import sensitivity_plot as sensitivity_plot
 from bayesprune.reporting.plots import agreement_plot as agreement_plot

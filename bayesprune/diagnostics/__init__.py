@@ -1,0 +1,30 @@
+"""Whether a posterior can be trusted, and what it says of predictions and of losses to come."""
+
+from bayesprune.diagnostics._diagnostic import Diagnostic
+from bayesprune.diagnostics.calibration import Calibration, simulation_based_calibration
+from bayesprune.diagnostics.channel_ablation import Ablation, ablation
+from bayesprune.diagnostics.decisions import PlanRisk, plan_risk
+from bayesprune.diagnostics.importance import ParetoK, pareto_k
+from bayesprune.diagnostics.predictive import PredictiveCheck, SwitchAverage, predictive_check
+from bayesprune.diagnostics.reference import NutsComparison, NutsReference, nuts
+from bayesprune.diagnostics.svi_restarts import Restarts, restarts
+
+__all__ = [
+    "Ablation",
+    "Calibration",
+    "Diagnostic",
+    "NutsComparison",
+    "NutsReference",
+    "ParetoK",
+    "PlanRisk",
+    "PredictiveCheck",
+    "Restarts",
+    "SwitchAverage",
+    "ablation",
+    "nuts",
+    "pareto_k",
+    "plan_risk",
+    "predictive_check",
+    "restarts",
+    "simulation_based_calibration",
+]

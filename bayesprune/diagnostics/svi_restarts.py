@@ -1,0 +1,164 @@
+"""Independent fits as chains: whether another seed tells the same story."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+from bayesprune._arviz import rhat
+from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
+from bayesprune.errors import PlanError
+from bayesprune.posterior import SwitchPosterior
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Restarts(Diagnostic):
+    """Posteriors of the same switches from several seeds.
+
+    Attributes
+    ----------
+    posteriors : list of SwitchPosterior
+        One per seed.
+    rhat : dict of str to ndarray
+        Rank-normalised split R-hat of each gate with the posteriors as chains, shape ``(C,)``; NaN
+        where no gate varies.
+    spearman : dict of str to float
+        By group, the mean rank correlation of the importance over pairs of restarts; NaN where all
+        channels are equal.
+    overlap : dict of str to float
+        By group, the mean share of one restart's best channels that is among another's best.
+    """
+
+    posteriors: list[SwitchPosterior]
+    rhat: dict[str, np.ndarray]
+    spearman: dict[str, float]
+    overlap: dict[str, float]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the largest R-hat is at most 1.01."""
+        return self._largest() <= 1.01
+
+    def _largest(self) -> float:
+        values = np.concatenate(list(self.rhat.values()))
+        return values[~np.isnan(values)].max(initial=1.0)
+
+    @property
+    def verdict(self) -> str:
+        values = np.concatenate(list(self.rhat.values()))
+        over = int((values > 1.01).sum())
+        means = (
+            "restarts agree"
+            if self.is_good
+            else "restarts end in different posteriors; rely on the ranks as far as these agree"
+        )
+        worst = min(self.overlap, key=lambda name: self.overlap[name])
+        return (
+            f"largest R-hat between {len(self.posteriors)} restarts {self._largest():.3f}, {over} "
+            f"of {len(values)} channels above 1.01 (Vehtari et al., Bayesian Analysis 2021): "
+            f"{means}; best channels shared by two restarts, least in {worst}: "
+            f"{self.overlap[worst]:.0%}"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        rows = []
+        for name, values in self.rhat.items():
+            finite = values[~np.isnan(values)]
+            rows.append(
+                {
+                    "layer": name,
+                    "units": len(values),
+                    "r_hat_median": np.median(finite) if len(finite) else np.nan,
+                    "r_hat_max": finite.max(initial=1.0),
+                    "spearman": self.spearman[name],
+                    "overlap": self.overlap[name],
+                }
+            )
+        return pd.DataFrame(rows)
+
+
+def restarts(
+    fit: Callable[[int], SwitchPosterior],
+    best: int | float | Mapping[str, int] = 0.5,
+    *,
+    count: int = 4,
+    num_draws: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Restarts:
+    """Fit several times with other seeds, and compare.
+
+    Parameters
+    ----------
+    fit : callable
+        ``fit(seed)`` gives the posterior of a fresh `SwitchedNetwork`.
+    best : int, float or mapping of str to int
+        How many channels of a group count as its best: a number, a fraction in (0, 1), or a number
+        per group.
+    count : int
+        Number of fits, at least 2.
+    num_draws : int
+        Of each posterior, at least 4.
+    seed : int
+        Of the first fit; the others count on.
+    progress : bool
+        Whether to show a bar.
+
+    Returns
+    -------
+    Restarts
+
+    Raises
+    ------
+    ConfigError
+        If a number is too small.
+    PlanError
+        If posteriors are of different groups, or `best` does not fit a group.
+
+    References
+    ----------
+    Vehtari, Gelman, Simpson, Carpenter and Bürkner, "Rank-normalization, folding, and localization:
+    an improved R-hat", Bayesian Analysis 2021.
+    """
+    at_least(2, count=count)
+    at_least(4, num_draws=num_draws)
+    posteriors = []
+    for number in shown(range(count), "restarts", progress):
+        posteriors.append(fit(seed + number))
+    sizes = [{name: s.size for name, s in posterior.switches.items()} for posterior in posteriors]
+    if any(size != sizes[0] for size in sizes):
+        raise PlanError(f"restarts: expected posteriors of the same groups, got {sizes}")
+    counts = _counts(best, sizes[0])
+    draws = [p.sample(num_draws, seed + number) for number, p in enumerate(posteriors)]
+    scores = [posterior.scores() for posterior in posteriors]
+    found: tuple[dict[str, np.ndarray], dict[str, float], dict[str, float]] = ({}, {}, {})
+    for name, k in counts.items():
+        found[0][name] = rhat(torch.stack([gates[name] for gates in draws]).numpy())
+        ranks, shared = [], []
+        for one, other in combinations(scores, 2):
+            a, b = one.values[name].numpy(), other.values[name].numpy()
+            varies = min(len(np.unique(a)), len(np.unique(b))) > 1
+            correlation: Any = spearmanr(a, b) if varies else None
+            ranks.append(correlation.statistic if varies else np.nan)
+            shared.append(len(set(one.best(name, k)) & set(other.best(name, k))) / k)
+        found[1][name], found[2][name] = float(np.mean(ranks)), float(np.mean(shared))
+    return Restarts(posteriors, *found)
+
+
+def _counts(best: int | float | Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:
+    if isinstance(best, Mapping):
+        counts = dict(best)
+    elif isinstance(best, float):
+        counts = {name: max(1, round(best * size)) for name, size in sizes.items()}
+    else:
+        counts = dict.fromkeys(sizes, best)
+    if set(counts) != set(sizes) or any(not 1 <= counts[n] <= size for n, size in sizes.items()):
+        raise PlanError(f"best: expected numbers of channels within {dict(sizes)}, got {best!r}")
+    return counts
