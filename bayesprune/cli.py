@@ -118,7 +118,7 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
 
     out = Path(options.out)
     frame = compare_runs([Path(folder) for folder in options.folders], out)
-    Console().print(frame.to_string(index=False))
+    print(frame.to_string(index=False))
     if frame["method"].str.contains("of the same seed").any():
         print("runs of one recipe and seed are listed apart, not averaged")
     print(f"{out / 'compare.csv'}, {out / 'compare.png'}")

@@ -70,6 +70,14 @@ def cost(network: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Cost
     -----
     Counts what `torch.utils.flop_counter` has a formula for. Recurrent layers (`nn.LSTM`,
     `nn.GRU`) have none and count as zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> print(bp.cost(network, torch.zeros(1, 4)))
+    42 MACs, 51 parameters, 42 weights
     """
     inputs = _as_tuple(example_input)
     counter = FlopCounterMode(display=False)

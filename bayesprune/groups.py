@@ -196,6 +196,17 @@ def trace_groups(
         If the network is compiled, scripted or lazy, `ignore` names an unknown module, the network
         fails on the input or takes decisions by the values it computes, or no channel can be
         removed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> groups = bp.trace_groups(network, torch.zeros(1, 4))
+    >>> groups.sizes
+    {'0': 6}
+    >>> groups["0"].modules("consumer")
+    ['2']
     """
     if not isinstance(network, nn.Module):
         raise TraceError(f"network: expected an nn.Module, got {type(network).__name__}")

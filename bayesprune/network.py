@@ -151,6 +151,20 @@ class SwitchedNetwork(PyroModule):
         If a group does not fit the network.
     ConfigError
         If `keep`, `kl_weight` or `num_data` is out of range, or Pyro keeps its parameters globally.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> groups = bp.trace_groups(network, torch.zeros(1, 4))
+    >>> prior = bp.switches.Dirichlet(concentration=0.1)
+    >>> switched = bp.SwitchedNetwork(network, groups, prior, num_data=100)
+    >>> switched(torch.zeros(2, 4)).shape
+    torch.Size([2, 3])
+    >>> plain = switched.fold({"0": torch.zeros(6)})  # all gates shut
+    >>> torch.equal(plain(torch.ones(1, 4))[0], network[2].bias)
+    True
     """
 
     def __init__(

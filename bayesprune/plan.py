@@ -44,6 +44,17 @@ class PruningPlan:
     ------
     PlanError
         If indices are empty, repeated, unsorted or out of range.
+
+    Examples
+    --------
+    >>> import bayesprune as bp
+    >>> plan = bp.PruningPlan(kept={"conv": [0, 2]}, sizes={"conv": 3})
+    >>> plan.widths
+    {'conv': 2}
+    >>> plan.masks()
+    {'conv': tensor([1., 0., 1.])}
+    >>> bp.PruningPlan.from_json(plan.to_json()) == plan
+    True
     """
 
     kept: Kept

@@ -148,6 +148,15 @@ class SwitchPosterior:
         ------
         PlanError
             If a number is not between 1 and the group's size, or a group is missing or unknown.
+
+        Examples
+        --------
+        >>> import bayesprune as bp
+        >>> switch = bp.switches.Dirichlet(concentration=0.1).bind(4)
+        >>> posterior = bp.SwitchPosterior({"conv": switch}, history=[])
+        >>> best = posterior.rank_probability(2)["conv"]
+        >>> bool((best.sum() - 2).abs() < 1e-5)  # two places
+        True
         """
         counts = count if isinstance(count, Mapping) else dict.fromkeys(self.names, count)
         unknown = [name for name in counts if name not in self.switches]

@@ -228,6 +228,16 @@ class TopK(Rule):
     ConfigError
         If a number is no integer or below 1; on use, PlanError if it exceeds a group, or a group is
         missing or unknown.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> groups = bp.trace_groups(network, torch.zeros(1, 4))
+    >>> scores = bp.ChannelScores({"0": torch.arange(6.0)}, "example")
+    >>> bp.select(scores, bp.TopK({"0": 2}), groups=groups).kept
+    {'0': [4, 5]}
     """
 
     def __init__(self, count: int | dict[str, int]) -> None:
@@ -543,6 +553,19 @@ class Budget(CostLimit):
         If not exactly one positive budget is given, or the step is out of range.
     BudgetError
         On use, if even the smallest network is above the budget.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> groups = bp.trace_groups(network, torch.zeros(1, 4))
+    >>> scores = bp.ChannelScores({"0": torch.arange(6.0)}, "example")
+    >>> plan = bp.select(scores, bp.Budget(macs=0.5), groups=groups)
+    >>> plan.kept
+    {'0': [3, 4, 5]}
+    >>> plan.cost.macs, bp.cost(network, torch.zeros(1, 4)).macs
+    (21, 42)
     """
 
     step: float = 0.04
@@ -942,6 +965,18 @@ def select(
         If `minimum` or `round_to` is below 1.
     DataError
         If the held-out data is empty or gives a loss that is not finite or cannot be computed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> groups = bp.trace_groups(network, torch.zeros(1, 4))
+    >>> scores = bp.ChannelScores({"0": torch.tensor([5.0, 0.0, 4.0, 1.0, 3.0, 2.0])}, "example")
+    >>> bp.select(scores, bp.KeepFraction(0.5), groups=groups).kept
+    {'0': [0, 2, 4]}
+    >>> bp.select(scores, bp.Threshold(2.0), groups=groups).kept
+    {'0': [0, 2, 4, 5]}
     """
     limits = Limits(minimum, round_to, list(protect))
     limits.check(groups)

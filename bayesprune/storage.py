@@ -74,6 +74,21 @@ def load_pruned(
     CheckpointError
         If the file is missing, truncated or foreign, or its tensors are not those of a pruned
         network of this class; the network is then unchanged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> def fresh():
+    ...     return torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 3))
+    >>> network, plan = fresh(), bp.PruningPlan(kept={"0": [1, 4]}, sizes={"0": 6})
+    >>> small = bp.remove_channels(network, plan, torch.zeros(1, 4))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     bp.save_pruned(f"{folder}/small.safetensors", small, plan)
+    ...     loaded = bp.load_pruned(f"{folder}/small.safetensors", fresh())
+    >>> torch.equal(loaded(torch.ones(1, 4)), small(torch.ones(1, 4)))
+    True
     """
     try:
         with safe_open(path, framework="pt") as file:

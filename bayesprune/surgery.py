@@ -53,6 +53,20 @@ def remove_channels(
         computes something else (a size written into its `forward`, for instance).
     TraceError
         If the network cannot be traced.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> plan = bp.PruningPlan(kept={"0": [1, 4]}, sizes={"0": 6})
+    >>> small = bp.remove_channels(network, plan, torch.zeros(1, 4))
+    >>> small[0]
+    Linear(in_features=4, out_features=2, bias=True)
+    >>> small[2]
+    Linear(in_features=2, out_features=3, bias=True)
+    >>> torch.equal(small[0].weight, network[0].weight[[1, 4]])
+    True
     """
     if groups is None:
         groups = trace_groups(network, example_input)

@@ -94,6 +94,20 @@ def fit_switches(
         If an argument is out of range.
     DataError, FitError, CheckpointError
         See `bayesprune.training.run_epochs`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> groups = bp.trace_groups(network, torch.zeros(1, 4))
+    >>> switched = bp.SwitchedNetwork(network, groups, bp.switches.Dirichlet(), num_data=32)
+    >>> loader = [(torch.randn(32, 4), torch.arange(32) % 3)]
+    >>> posterior = bp.fit_switches(switched, loader, epochs=2, progress=False)
+    >>> posterior.mean["0"].shape
+    torch.Size([6])
+    >>> sorted(posterior.history[-1])
+    ['elbo', 'epoch', 'kl', 'loss', 'nll', 'stage']
     """
     if epochs < 1 or not 0 <= kl_warmup <= 1 or learning_rate <= 0 or weight_learning_rate <= 0:
         raise ConfigError(

@@ -7,6 +7,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
+import importlib
+
 import pyro
 import pytest
 import torch
@@ -31,6 +33,23 @@ class Shared(nn.Module):
         x = x + self.conv2(x)
         y = self.grouped(torch.tanh(self.conv3(x)))
         return self.fc2(torch.tanh(self.fc1(torch.cat([x, y], 1).flatten(1))))
+
+
+def pytest_addoption(parser):
+    """Let a user run the contract of switches over a class of their own."""
+    parser.addoption(
+        "--switch",
+        metavar="MODULE.CLASS",
+        type=imported,
+        action="append",
+        help="run the contract test of switches over this class instead of the built-in families",
+    )
+
+
+def imported(path):
+    """What an import path names."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 @pytest.fixture(autouse=True)

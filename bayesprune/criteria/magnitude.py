@@ -30,6 +30,16 @@ class Magnitude(Criterion):
     References
     ----------
     Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (order 1).
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
+    >>> network[0].weight.data = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    >>> groups = bp.trace_groups(network, torch.zeros(1, 2))
+    >>> bp.criteria.Magnitude().scores(network, groups, loader=[]).values["0"]
+    tensor([5., 1.])
     """
 
     reference = "Li et al., ICLR 2017"

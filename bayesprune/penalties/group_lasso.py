@@ -35,6 +35,17 @@ class GroupLasso(GroupProximalPenalty):
     ----------
     Yuan and Lin, JRSS B 2006; Wen et al., "Learning structured sparsity in deep neural networks",
     NeurIPS 2016.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import bayesprune as bp
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    >>> groups = bp.trace_groups(network, torch.zeros(1, 4))
+    >>> loader = [(torch.randn(32, 4), torch.arange(32) % 3)]
+    >>> penalty = bp.penalties.GroupLasso(strength=100.0)  # so strong that no unit is left
+    >>> penalty.fit(network, groups, loader, epochs=40, progress=False).values["0"].max()
+    tensor(0.)
     """
 
     reference = "Yuan & Lin, 2006; Wen et al., NeurIPS 2016"

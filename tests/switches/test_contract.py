@@ -1,6 +1,7 @@
 """The contract of a switch: every family that `FAMILIES` lists passes all of it.
 
 A new family needs nothing here; hyper-parameters other than its defaults go into `ALSO`.
+``python -m pytest tests/switches/test_contract.py --switch module.Class`` runs over another class.
 """
 
 import copy
@@ -35,8 +36,14 @@ ALSO = {
     SpikeAndSlab: [{"slab": Horseshoe()}],
 }
 FAN_IN = 25.0
-PROTOTYPES = [family(**args) for family in FAMILIES for args in ({}, *ALSO.get(family, []))]
-every = pytest.mark.parametrize("prototype", PROTOTYPES, ids=repr)
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test of a prototype over all families, or over the class that ``--switch`` names."""
+    if "prototype" in metafunc.fixturenames:
+        families = metafunc.config.getoption("switch") or FAMILIES
+        every = [family(**args) for family in families for args in ({}, *ALSO.get(family, []))]
+        metafunc.parametrize("prototype", every, ids=repr)
 
 
 def fitted(prototype, size=SIZE):
@@ -103,7 +110,6 @@ def gradient(switch, value):
 # Gates -------------------------------------------------------------------------------------------
 
 
-@every
 def test_gates_keep_leading_dimensions(prototype):
     switch = fitted(prototype)
     for shape in ((), (4,), (4, 3)):
@@ -111,7 +117,6 @@ def test_gates_keep_leading_dimensions(prototype):
         assert switch.gate(values).shape == (*shape, SIZE)
 
 
-@every
 @pytest.mark.parametrize("size", [1, SIZE, 4096])
 def test_gates_are_finite_at_every_size(prototype, size):
     switch = prototype.bind(size, keep=max(1.0, 0.1 * size), fan_in=FAN_IN)
@@ -133,7 +138,6 @@ def test_gates_are_finite_at_every_size(prototype, size):
         assert site.factor.log_prob(site.factor.sample((5,))).isfinite().all()
 
 
-@every
 def test_gates_are_not_negative_or_say_so(prototype):
     switch = fitted(prototype)
     with torch.no_grad():
@@ -143,7 +147,6 @@ def test_gates_are_not_negative_or_say_so(prototype):
     assert ((switch.sample(1000) >= 0).all() and (switch.mean() >= 0).all()) or signed
 
 
-@every
 def test_tensors_are_made_on_the_device_of_the_switch(prototype):
     """Nothing is left behind: a tensor elsewhere could not be combined with those on `meta`."""
     switch = fitted(prototype).to("meta")
@@ -158,7 +161,6 @@ def test_tensors_are_made_on_the_device_of_the_switch(prototype):
 # Summaries ---------------------------------------------------------------------------------------
 
 
-@every
 def test_mean_and_sd(prototype):
     switch = fitted(prototype)
     draws = sample(prototype)
@@ -168,7 +170,6 @@ def test_mean_and_sd(prototype):
     assert_within_5(variance - switch.sd().square(), fourth * variance_of(switch, "sd"))
 
 
-@every
 @pytest.mark.parametrize("q", [0.03, 0.5, 0.97])
 def test_quantile(prototype, q):
     switch = fitted(prototype)
@@ -181,7 +182,6 @@ def test_quantile(prototype, q):
     assert ((draws < quantile - rounding).double().mean(0) <= q + error).all()
 
 
-@every
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 1.5])
 def test_probability_below(prototype, fraction):
     switch = fitted(prototype)
@@ -196,7 +196,6 @@ def test_probability_below(prototype, fraction):
     assert (switch.probability_below(-1e9) == 0).all()
 
 
-@every
 def test_importance_ranks_and_summaries_leave_the_generator_alone(prototype):
     switch = fitted(prototype)
     state = torch.get_rng_state()
@@ -221,7 +220,6 @@ def test_importance_ranks_and_summaries_leave_the_generator_alone(prototype):
 # Divergence and draws ----------------------------------------------------------------------------
 
 
-@every
 def test_divergence_is_registered_and_right(prototype):
     switch = fitted(prototype)
     for site in switch.sites().values():
@@ -237,14 +235,12 @@ def test_divergence_is_registered_and_right(prototype):
         assert_within_5(ratio.mean() - kl, ratio.var() / DRAWS)
 
 
-@every
 def test_divergence_gradient(prototype):
     switch = fitted(prototype)
     expected = finite_difference(switch, divergence)
     torch.testing.assert_close(gradient(switch, divergence(switch)), expected, rtol=1e-5, atol=1e-6)
 
 
-@every
 def test_gradient_of_draws(prototype):
     """The mean gradient of E[c z²] over draws is the slope of c (mean² + sd²)."""
     switch = fitted(prototype)
@@ -269,7 +265,6 @@ def test_gradient_of_draws(prototype):
     assert_within_5(slopes.mean(0) - finite_difference(switch, expectation), error)
 
 
-@every
 def test_distributions_expand(prototype):
     for site in fitted(prototype).sites().values():
         for distribution in site if site.is_proper else [site.factor]:
@@ -290,7 +285,6 @@ def extreme(prototype, value, spread):
     return switch
 
 
-@every
 @pytest.mark.parametrize(("value", "spread"), [(40.0, False), (-40.0, False), (40.0, True)])
 def test_extreme_parameters_give_no_nan(prototype, value, spread):
     switch = extreme(prototype, value, spread)
@@ -308,7 +302,6 @@ def test_extreme_parameters_give_no_nan(prototype, value, spread):
     assert not any(result.isnan().any() for result in results)
 
 
-@every
 def test_an_overshooting_parameter_comes_back(prototype):
     """No parameter has a zero gradient where one step of an optimizer may take it."""
     switch = extreme(prototype, -20.0, False)
@@ -320,7 +313,6 @@ def test_an_overshooting_parameter_comes_back(prototype):
 # Modules -----------------------------------------------------------------------------------------
 
 
-@every
 def test_binding_leaves_the_prototype_alone_and_is_deterministic(prototype):
     first, second = (prototype.bind(SIZE, keep=2.0, fan_in=FAN_IN) for _ in range(2))
     assert not list(prototype.parameters())
@@ -330,7 +322,6 @@ def test_binding_leaves_the_prototype_alone_and_is_deterministic(prototype):
         assert one is not other
 
 
-@every
 def test_copies(prototype):
     switch = fitted(prototype)
     fresh = prototype.bind(SIZE, keep=float(SIZE), fan_in=FAN_IN).double()
@@ -344,7 +335,6 @@ def test_copies(prototype):
         assert not torch.equal(other.mean(), switch.mean())
 
 
-@every
 def test_dtype(prototype):
     single, double = fitted(prototype).float(), fitted(prototype)
     assert single.mean().dtype == single.sample(1).dtype == torch.float32
@@ -355,7 +345,6 @@ def test_dtype(prototype):
 # Hyper-parameters --------------------------------------------------------------------------------
 
 
-@every
 def test_init_args_build_the_same_prototype(prototype):
     again = type(prototype)(**prototype.init_args)
     assert describe(again) == describe(prototype)
@@ -363,7 +352,6 @@ def test_init_args_build_the_same_prototype(prototype):
     assert all(f"{name}=" in repr(prototype) for name in prototype.init_args)
 
 
-@every
 def test_bad_hyper_parameters(prototype):
     for name, value in type(prototype)().init_args.items():
         bad = {float: [math.nan, math.inf, -1.0, 0.0], int: [-1, 0.5], str: ["nonsense", None]}
@@ -372,7 +360,6 @@ def test_bad_hyper_parameters(prototype):
                 type(prototype)(**{**prototype.init_args, name: other})
 
 
-@every
 def test_annealing(prototype):
     switch = prototype.bind(SIZE, keep=2.0)
     switch.anneal(0.0)
@@ -422,7 +409,6 @@ def test_sparse_shares_of_small_groups(concentration):
     assert_within_5(second.mean() - expected, second.var() / len(second))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_states_its_reference(family):
-    assert family.reference
-    assert "References" in family.__doc__
+def test_states_its_reference(prototype):
+    assert prototype.reference
+    assert "References" in type(prototype).__doc__
