@@ -112,7 +112,15 @@ def reliability_plot(networks: Mapping[str, Mapping[str, Sequence[float]]]) -> F
         ]
         bars = [accuracy - [i.low for i in intervals], [i.high for i in intervals] - accuracy]
         style = curve_style(index)
-        above.errorbar(confidence, accuracy, np.clip(bars, 0, 1), label=name, elinewidth=1, **style)
+        above.errorbar(
+            confidence,
+            accuracy,
+            np.clip(bars, 0, 1),
+            label=name,
+            linestyle="",
+            elinewidth=1,
+            **style,
+        )
         below.plot(confidence, count, **style)
         lowest = min(lowest, confidence.min())
     if not networks:
@@ -121,6 +129,7 @@ def reliability_plot(networks: Mapping[str, Mapping[str, Sequence[float]]]) -> F
     above.set(xlim=(max(0.0, lowest - 0.05), 1.02), ylim=(-0.03, 1.03), ylabel="accuracy")
     above.yaxis.set_major_formatter(PercentFormatter(1))
     below.set_yscale("log")
+    below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     below.set(ylabel="examples", xlabel="confidence (probability of the top class)")
     below.xaxis.set_major_formatter(PercentFormatter(1))
     for axes in (above, below):
