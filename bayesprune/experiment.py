@@ -41,7 +41,7 @@ from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
 from bayesprune.switches import Switch
-from bayesprune.training import MetricsWriter, evaluate, make_fabric, train_network
+from bayesprune.training import MetricsWriter, evaluate, make_fabric, reliability, train_network
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
@@ -236,9 +236,11 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
     metrics = MetricsWriter(folder / "metrics.csv")
     dense = _pretrain(config, folder, data, fabric, metrics, context)
     dense_metrics = folder.note("dense", partial(_measure, dense, data, fabric))
+    folder.note("reliability/dense", partial(reliability, dense, data.test))
     folder.note("held_out/dense", partial(evaluate, dense, data.validation))
     network, plan, posterior = _rounds(config, rules, folder, data, fabric, metrics, context)
     pruned_metrics = folder.note("pruned", partial(_measure, network, data, fabric))
+    folder.note("reliability/pruned", partial(reliability, network, data.test))
     folder.note("held_out/pruned", partial(evaluate, network, data.validation))
     scratch_metrics = _scratch(config, folder, data, fabric, metrics, dense, plan)
 
@@ -261,6 +263,7 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
         **({"scratch": scratch_metrics} if scratch_metrics else {}),
         "test_size": len(data.test.dataset),  # type: ignore[arg-type]
         "held_out": folder.notes("held_out"),
+        "reliability": folder.notes("reliability"),
         "architecture": plan.architecture,
         "seconds": {**_seconds(metrics.path), **folder.notes("seconds")},
         "versions": _versions(),

@@ -7,22 +7,36 @@ import importlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from bayesprune._arviz import container
 from bayesprune._describe import describe
+from bayesprune._modes import evaluating
 from bayesprune.checkpoint import load_state, save_state
-from bayesprune.errors import CheckpointError, PlanError
+from bayesprune.errors import (
+    BayespruneError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FitError,
+    PlanError,
+)
 from bayesprune.plan import PruningPlan
 from bayesprune.selection import ChannelScores, EvidenceStop, FamilyRule, Rule
 from bayesprune.switches import Switch
 from bayesprune.switches._switch import seeded
+from bayesprune.training import Loader, checked_batch, on_device
+
+if TYPE_CHECKING:
+    from bayesprune.network import SwitchedNetwork
 
 CPU = torch.device("cpu")
 RANK_DRAWS = 4000
@@ -255,7 +269,15 @@ class SwitchPosterior:
 
     # hand-over --------------------------------------------------------------------------------
 
-    def to_arviz(self, num_draws: int = 1000, plan: PruningPlan | None = None) -> Any:
+    def to_arviz(
+        self,
+        num_draws: int = 1000,
+        plan: PruningPlan | None = None,
+        *,
+        switched: SwitchedNetwork | None = None,
+        loader: Loader | None = None,
+        progress: bool = True,
+    ) -> Any:
         """Draws for ArviZ.
 
         Parameters
@@ -264,6 +286,14 @@ class SwitchPosterior:
             Independent draws, in one pseudo-chain: R-hat means nothing for them.
         plan : PruningPlan, optional
             Adds which channels it keeps.
+        switched : SwitchedNetwork, optional
+            The network that the switches were fitted in. Together with `loader`, adds the log
+            likelihood of each target under each draw.
+        loader : DataLoader, optional
+            Batches ``(inputs, targets)``. For `arviz.loo`, the data of the fit as they are: without
+            augmentation, and in one order for all that is to be compared.
+        progress : bool
+            Whether to show how far the log likelihood is, on a terminal.
 
         Returns
         -------
@@ -271,29 +301,57 @@ class SwitchPosterior:
             Whichever the installed ArviZ uses. Groups ``posterior`` and ``prior`` with `gate`
             (chain, draw, switch), ``sample_stats`` with the log density of each draw under the
             guide and under the prior (neither draws nor density of an improper prior),
-            ``constant_data`` with the moments and `kept`, and ``fit_history``. `layer` and
-            `channel` (the original index) are coordinates of `switch`.
+            ``constant_data`` with the moments and `kept`, and ``fit_history``. A `switch` is named
+            ``layer:channel``, with the original index; `layer` and `channel` are coordinates of it
+            as well. With `switched` and `loader` also ``log_likelihood`` (chain, draw, example)
+            and ``observed_data`` (example), with the variable `targets`, in the loader's order.
+
+        Raises
+        ------
+        PlanError
+            If `num_draws` is no positive integer, or `switched` has other groups.
+        ConfigError
+            If there is one of `switched` and `loader` without the other.
+        DataError
+            If the loader is empty or a batch is not (inputs, targets).
+        FitError
+            If the network's outputs or a log likelihood are not finite, or a target is impossible.
+
+        Notes
+        -----
+        `arviz.loo` takes the draws for those of the exact posterior, and its Pareto k only say
+        whether leaving out an example goes well: they stay small however bad the guide is.
+        `arviz.loo_approximate_posterior` (ArviZ 1.x) corrects for the guide, given ``lp_prior`` and
+        the summed log likelihood, added, as `log_p` and ``lp_guide`` as `log_q`; its Pareto k
+        count. Where they exceed 0.7, as with many gates they will, compare priors by held-out
+        likelihood instead. `arviz.compare` takes the results of either.
+
+        The log likelihood takes ``num_draws`` passes over the loader's data, one batch at a time,
+        and ``4 * num_draws`` bytes per example.
         """
         _check_draws(num_draws)
+        if (switched is None) != (loader is None):
+            missing = "switched" if switched is None else "loader"
+            raise ConfigError(f"to_arviz: switched and loader go together, got no {missing}")
         layer = np.concatenate([np.repeat(n, s.size) for n, s in self.switches.items()])
         channel = np.concatenate([self.channels[name].numpy() for name in self.names])
         coords = {
-            "switch": np.arange(len(layer)),
+            "switch": [f"{name}:{index}" for name, index in zip(layer, channel, strict=True)],
             "layer": ("switch", layer),
             "channel": ("switch", channel),
         }
         with seeded(0, CPU), torch.no_grad():
-            gates, guide, prior = [], torch.zeros(num_draws), torch.zeros(num_draws)
-            for switch in self.switches.values():
+            gates, guide, prior = {}, torch.zeros(num_draws), torch.zeros(num_draws)
+            for group, switch in self.switches.items():
                 values = {}
                 for name, site in switch.sites().items():
                     values[name] = site.factor.sample((num_draws,))
                     guide += site.factor.log_prob(values[name])
                     prior += site.prior.log_prob(values[name])
-                gates.append(switch.gate(values))
+                gates[group] = switch.gate(values)
 
-        def draws(parts: list[Tensor]) -> xr.Dataset:
-            gate = torch.cat(parts, 1).numpy()[None]
+        def draws(parts: dict[str, Tensor]) -> xr.Dataset:
+            gate = torch.cat(list(parts.values()), 1).numpy()[None]
             return xr.Dataset({"gate": (("chain", "draw", "switch"), gate)}, coords=draw_coords)
 
         draw_coords = {"chain": [0], "draw": np.arange(num_draws), **coords}
@@ -317,8 +375,63 @@ class SwitchPosterior:
             "fit_history": self._history_dataset(),
         }
         if self.has_prior:
-            datasets["prior"] = draws(list(self.prior_sample(num_draws, seed=1).values()))
+            datasets["prior"] = draws(self.prior_sample(num_draws, seed=1))
+        if switched is not None and loader is not None:
+            likelihood, targets = self._log_likelihood(gates, switched, loader, progress)
+            examples = ("example", *(f"target_dim_{axis}" for axis in range(1, targets.ndim)))
+            index = {"example": np.arange(len(targets))}
+            datasets["log_likelihood"] = xr.Dataset(
+                {"targets": (("chain", "draw", "example"), likelihood.numpy()[None])},
+                coords={"chain": [0], "draw": np.arange(num_draws), **index},
+            )
+            datasets["observed_data"] = xr.Dataset(
+                {"targets": (examples, targets.numpy())}, coords=index
+            )
         return container(datasets)
+
+    def _log_likelihood(
+        self,
+        gates: Mapping[str, Tensor],
+        switched: SwitchedNetwork,
+        loader: Loader,
+        progress: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Log likelihood of each target under each draw, (draws, examples), and the targets."""
+        if set(switched.guide.names) != set(self.names):
+            raise PlanError(
+                f"switched: expected the groups {', '.join(self.names)}, got "
+                f"{', '.join(switched.guide.names)}"
+            )
+        device = next(switched.parameters()).device
+        gates = {name: gate.to(device) for name, gate in gates.items()}
+        columns, targets = [], []
+        batches = track(
+            loader,
+            "log likelihood",
+            total=len(loader),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not progress,
+        )
+        with evaluating(switched):
+            for index, loaded in enumerate(batches):
+                inputs, target = on_device(checked_batch(loaded, index), device)
+                rows = []
+                for values in zip(*gates.values(), strict=True):
+                    output = switched.network(inputs, dict(zip(gates, values, strict=True)))
+                    try:
+                        rows.append(switched.likelihood(output).log_prob(target).cpu())
+                    except BayespruneError:
+                        raise
+                    except ValueError as error:  # outputs that are not finite, impossible targets
+                        raise FitError(f"log likelihood of batch {index}: {error}") from error
+                columns.append(torch.stack(rows))
+                if not columns[-1].isfinite().all():
+                    raise FitError(f"log likelihood of batch {index}: not finite")
+                targets.append(target.cpu())
+        if not columns:
+            raise DataError("loader: expected at least 1 batch, got 0")
+        return torch.cat(columns, 1), torch.cat(targets)
 
     def _history_dataset(self) -> xr.Dataset:
         keys = [k for k in ("elbo", "nll", "kl") if all(k in row for row in self.history)]

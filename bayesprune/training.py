@@ -1011,6 +1011,47 @@ def evaluate(
     }
 
 
+def reliability(
+    network: nn.Module, loader: Loader, device: torch.device | str | None = None
+) -> dict[str, list[float]]:
+    """Confidence and accuracy of a classifier, bin by bin: what the ``ece`` of `evaluate` sums up.
+
+    Parameters
+    ----------
+    network, loader, device
+        See `evaluate`.
+
+    Returns
+    -------
+    dict
+        ``count``, ``confidence`` (mean probability of the top class) and ``accuracy`` in each of 15
+        equal bins of confidence; 0 in bins without an example.
+
+    Raises
+    ------
+    DataError, FitError
+        See `evaluate`.
+    """
+    if device is None:
+        device = next((t.device for t in (*network.parameters(), *network.buffers())), "cpu")
+    sums = torch.zeros(3, 15, dtype=torch.double)
+    with _mode(network, training=False), torch.inference_mode():
+        for index, loaded in enumerate(loader):
+            inputs, targets = on_device(checked_batch(loaded, index), device)
+            confidence, predicted = _logits(network, inputs).softmax(dim=1).max(dim=1)
+            confidence, correct = confidence.cpu().double(), (predicted == targets).cpu().double()
+            bins = (confidence * sums.shape[1]).ceil().long().clamp(1, sums.shape[1]) - 1
+            sums.index_add_(1, bins, torch.stack([torch.ones_like(correct), confidence, correct]))
+    count, confidence, correct = sums
+    if not count.any():
+        raise DataError("loader: expected at least 1 batch, got 0")
+    return {
+        "count": count.tolist(),
+        "confidence": (confidence / count.clamp_min(1)).tolist(),
+        "accuracy": (correct / count.clamp_min(1)).tolist(),
+    }
+
+
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Return the mean KL divergence of softened predictions from the teacher's, times T².
 

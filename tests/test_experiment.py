@@ -85,6 +85,12 @@ def test_the_folder_is_complete(finished):
     assert summary["schema"] == 1
     metrics = {"error", "nll", "ece", "macs", "params", "weights", "latency_ms"}
     assert set(summary["dense"]) == set(summary["pruned"]) == metrics
+    assert list(summary["reliability"]) == ["dense", "pruned"]
+    for name, bins in summary["reliability"].items():
+        assert sum(bins["count"]) == summary["test_size"]
+        rows = zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True)
+        gap = sum(count * abs(right - sure) for count, sure, right in rows)
+        assert gap / summary["test_size"] == pytest.approx(summary[name]["ece"], abs=1e-6)
     assert summary["pruned"]["macs"] <= 0.4 * summary["dense"]["macs"]
     assert summary["method"] == "Dirichlet"
     assert summary["estimator"] == "AnalyticMean"

@@ -1,18 +1,30 @@
 """The posterior object: summaries against draws, hand-over to ArviZ, and the way to disk."""
 
+import contextlib
+import copy
 import importlib
 import math
 import warnings
 
 import arviz as az
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from matplotlib import pyplot as plt
+from matplotlib.text import Text
+from torch import nn
 
 import bayesprune as bp
 from bayesprune.checkpoint import load_state, save_state
-from bayesprune.errors import CheckpointError, PlanError
+from bayesprune.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FitError,
+    PlanError,
+)
 from bayesprune.switches import Dirichlet, LogisticNormal, Switch
 
 HISTORY = [
@@ -21,6 +33,7 @@ HISTORY = [
 ]
 ORIGINAL = {"conv": torch.tensor([1, 4, 6, 7, 9])}
 DRAWS = 20_000
+OLD_ARVIZ = az.__version__.startswith("0.")
 
 
 def bound(prototype, size, keep=None):
@@ -223,31 +236,214 @@ def test_log_densities(posterior):
     assert abs(ratio.mean() - kl) < 5 * ratio.std() / math.sqrt(ratio.size)
 
 
-def test_arviz_reads_what_it_is_given(posterior):
-    data = posterior.to_arviz(100)
+@contextlib.contextmanager
+def quiet_arviz():
+    """Warnings are errors, apart from those that ArviZ 0.x has of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # ArviZ 0.x and its plotting libraries have deprecations of their own.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
+        yield
+
+
+def test_arviz_summarises_what_it_is_given(posterior):
+    data = posterior.to_arviz(100)
+    with quiet_arviz():
         summary = az.summary(data, var_names=["gate"], kind="stats")
-        az.plot_forest(data, var_names=["gate"])
+    assert list(summary.index[:2]) == ["gate[conv:1]", "gate[conv:4]"]
     assert len(summary) == 15
     np.testing.assert_allclose(
         summary["mean"].astype(float), data["posterior"]["gate"].mean(("chain", "draw")), atol=0.01
     )
 
 
-def test_netcdf(posterior, tmp_path):
-    data, path = posterior.to_arviz(50, PLAN), tmp_path / "posterior.nc"
+def _ecdf(data, coords):
+    if not OLD_ARVIZ:
+        return az.plot_dist(data, var_names=["gate"], coords=coords, kind="ecdf")
+    axes = plt.figure().subplots()
+    for name in coords["switch"]:
+        values = data["posterior"]["gate"].sel(switch=name).values.ravel()
+        az.plot_ecdf(values, eval_points=np.sort(values), ax=axes)
+    return axes
+
+
+def _ridge(data, **choice):
+    return (
+        az.plot_forest(data, kind="ridgeplot", **choice)
+        if OLD_ARVIZ
+        else az.plot_ridge(data, **choice)
+    )
+
+
+@pytest.mark.parametrize("kind", ["forest", "ridge", "ecdf", "pair"])
+def test_arviz_draws_what_it_is_given(posterior, kind):
+    data = posterior.to_arviz(100, PLAN)
+    choice = {"var_names": ["gate"], "coords": {"switch": ["conv:1", "conv:4", "last:0"]}}
+    draw = {
+        "forest": lambda: az.plot_forest(data, **choice),
+        "ridge": lambda: _ridge(data, **choice),
+        "ecdf": lambda: _ecdf(data, choice["coords"]),
+        "pair": lambda: az.plot_pair(data, **choice),
+    }
+    with quiet_arviz():
+        draw[kind]()
+    figure = plt.gcf()
+    drawn = [item for axes in figure.axes for item in (*axes.lines, *axes.collections)]
+    shown = " ".join(text.get_text() for text in figure.findobj(Text))
+    plt.close("all")
+    assert len(drawn) >= 3  # one of each channel, or of each pair
+    assert kind == "ecdf" or all(name in shown for name in choice["coords"]["switch"])
+
+
+def test_netcdf(fitted, tmp_path):
+    posterior, switched, loader = fitted
+    plan = bp.PruningPlan(kept={"0": [1, 2]}, sizes={"0": 4})
+    data = posterior.to_arviz(50, plan, switched=switched, loader=loader)
+    path = tmp_path / "posterior.nc"
     data.to_netcdf(path, engine="h5netcdf")
     again = az.from_netcdf(path, engine="h5netcdf")
     for group in (
-        "posterior", "prior", "sample_stats", "constant_data", "fit_history"
+        "posterior", "prior", "sample_stats", "log_likelihood", "observed_data", "constant_data",
+        "fit_history",
     ):  # fmt: skip
         one, other = (xr.Dataset(tree[group].data_vars) for tree in (data, again))
         xr.testing.assert_equal(one, other)
-    assert again["posterior"].coords["layer"].values.tolist()[:5] == 5 * ["conv"]
+    coords = again["posterior"].coords
+    assert coords["layer"].values.tolist() == 4 * ["0"]
+    assert coords["switch"].values.tolist() == [f"0:{channel}" for channel in range(4)]
+
+
+# The likelihood of each example -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A posterior, its network and the data, whose labels go by the first two of four channels."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 3)).eval()
+    inputs = torch.randn(90, 3)
+    with torch.no_grad():
+        logits = network[3](4 * network[1](network[0](inputs)) * torch.tensor([1.0, 1, 0, 0]))
+    labels = torch.distributions.Categorical(logits=logits).sample()
+    loader = [(inputs[:60], labels[:60]), (inputs[60:], labels[60:])]
+    return *_fit(network, loader, Dirichlet()), loader
+
+
+def _fit(network, loader, family):
+    groups = bp.trace_groups(network, loader[0][0])
+    switched = bp.SwitchedNetwork(network, groups, family, num_data=90)
+    posterior = bp.fit_switches(
+        switched, loader, epochs=60, estimator=bp.Implicit(4, "group"), progress=False
+    )
+    return posterior, switched
+
+
+def test_likelihood_of_each_example_under_each_draw(fitted):
+    posterior, switched, loader = fitted
+    state = torch.get_rng_state()
+    switched.train()
+    data = posterior.to_arviz(7, switched=switched, loader=loader)
+    assert switched.training
+    switched.eval()
+    assert torch.equal(torch.get_rng_state(), state)
+    inputs, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    found = data["log_likelihood"]["targets"]
+    assert found.dims == ("chain", "draw", "example")
+    for draw, gates in enumerate(data["posterior"]["gate"].values[0]):
+        plain = switched.fold({"0": torch.tensor(gates)}).eval()
+        with torch.no_grad():
+            expected = -nn.functional.cross_entropy(plain(inputs), labels, reduction="none")
+        np.testing.assert_allclose(found.values[0, draw], expected, atol=1e-5)
+    assert data["observed_data"]["targets"].dims == ("example",)
+    assert data["observed_data"]["targets"].values.tolist() == labels.tolist()
+
+
+def test_likelihood_of_several_targets(fitted):
+    """A network with a two-dimensional target per example, and two inputs."""
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    switched = bp.SwitchedNetwork(
+        network,
+        bp.trace_groups(network, torch.zeros(1, 3)),
+        Dirichlet(),
+        num_data=5,
+        likelihood=lambda output: dist.Normal(output, 2.0).to_event(1),
+    )
+    loader = [(torch.randn(5, 3), torch.randn(5, 2))]
+    data = fitted[0].to_arviz(2, switched=switched, loader=loader)
+    assert data["log_likelihood"]["targets"].shape == (1, 2, 5)
+    assert data["observed_data"]["targets"].dims == ("example", "target_dim_1")
+
+
+def test_leaving_one_out(fitted):
+    """Priors side by side."""
+    posterior, switched, loader = fitted
+    network = switched.fold({})
+    other = _fit(network, loader, Dirichlet(0.1))
+    results = {}
+    for name, (gates, net) in {"1": (posterior, switched), "0.1": other}.items():
+        data = gates.to_arviz(500, switched=net, loader=loader)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = results[name] = az.loo(data, pointwise=True)
+        shown = any("shape parameter of Pareto" in str(warning.message) for warning in caught)
+        assert shown == bool(result.warning) == bool((result.pareto_k > result.good_k).any())
+    with quiet_arviz():
+        assert set(az.compare(results).index) == {"1", "0.1"}
+
+
+@pytest.mark.skipif(OLD_ARVIZ, reason="ArviZ 1.x has loo_approximate_posterior")
+def test_leaving_one_out_of_an_approximation(fitted):
+    posterior, switched, loader = fitted
+
+    def corrected(gates):
+        data = gates.to_arviz(500, switched=switched, loader=loader)
+        stats = data["sample_stats"]
+        joint = stats["lp_prior"] + data["log_likelihood"]["targets"].sum("example")
+        return az.loo_approximate_posterior(data, joint, stats["lp_guide"], pointwise=True)
+
+    good = corrected(posterior)
+    assert good.pareto_k.max() < 0.7
+    wrong = copy.deepcopy(posterior)
+    with torch.no_grad():
+        for parameter in wrong.switches["0"].parameters():
+            parameter.copy_(parameter.flip(0) + 3)  # sure of the wrong channels
+    with pytest.warns(UserWarning, match="shape parameter of Pareto"):
+        bad = corrected(wrong)
+    assert bad.warning
+    assert bad.pareto_k.max() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"loader": None}, ConfigError, "switched and loader go together, got no loader"),
+        ({"switched": None}, ConfigError, "go together, got no switched"),
+        ({"loader": []}, DataError, "loader: expected at least 1 batch, got 0"),
+        ({"loader": [torch.zeros(2)]}, DataError, "loader: expected batches"),
+        (
+            {"loader": [(torch.full((2, 3), math.nan), torch.zeros(2).long())]},
+            FitError,
+            "log likelihood of batch 0: Expected parameter logits",
+        ),
+        (
+            {"loader": [(torch.zeros(2, 3), torch.full((2,), 3))]},
+            FitError,
+            "log likelihood of batch 0: Expected value",
+        ),
+    ],
+)
+def test_likelihoods_without_an_answer(fitted, change, error, message):
+    posterior, switched, loader = fitted
+    with pytest.raises(error, match=message):
+        posterior.to_arviz(2, **{"switched": switched, "loader": loader, **change})
+
+
+def test_likelihood_of_another_network(posterior, fitted):
+    with pytest.raises(
+        PlanError, match="switched: expected the groups conv, block.fc, last, got 0"
+    ):
+        posterior.to_arviz(2, switched=fitted[1], loader=fitted[2])
 
 
 # On disk -----------------------------------------------------------------------------------------

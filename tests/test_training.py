@@ -30,6 +30,7 @@ from bayesprune.training import (
     make_fabric,
     num_steps,
     parameter_groups,
+    reliability,
     run_epochs,
     train_network,
 )
@@ -732,6 +733,9 @@ def test_calibration_error_agrees_with_torchmetrics():
     reference = measure(logits.softmax(1), labels)
     batches = list(zip(logits.split(64), labels.split(64), strict=True))
     assert evaluate(nn.Identity(), batches)["ece"] == pytest.approx(reference.item(), abs=1e-6)
+    bins = {name: np.array(values) for name, values in reliability(nn.Identity(), batches).items()}
+    gaps = bins["count"] * np.abs(bins["accuracy"] - bins["confidence"])
+    assert gaps.sum() / bins["count"].sum() == pytest.approx(reference.item(), abs=1e-6)
 
 
 INPUTS, LABELS = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)

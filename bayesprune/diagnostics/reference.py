@@ -119,7 +119,7 @@ class NutsReference(Diagnostic):
         gates = torch.cat(list(self.draws.values()), -1).numpy()
         sizes = {name: draws.shape[-1] for name, draws in self.draws.items()}
         coords = {
-            "switch": np.arange(gates.shape[-1]),
+            "switch": [f"{name}:{i}" for name, size in sizes.items() for i in range(size)],
             "layer": ("switch", np.repeat(list(sizes), list(sizes.values()))),
             "channel": ("switch", np.concatenate([np.arange(size) for size in sizes.values()])),
         }

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from bayesprune.errors import CheckpointError
-from bayesprune.reporting.plots import pareto_plot
+from bayesprune.reporting.run_plots import pareto_plot
 
 Row = dict[str, Any]
 

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,8 +20,8 @@ from matplotlib.figure import Figure
 
 from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import DataError
-from bayesprune.reporting import plots
-from bayesprune.reporting.plots import format_count
+from bayesprune.reporting import map_plots, posterior_plots, run_plots, training_plots
+from bayesprune.reporting._figures import format_count, numbers
 
 if TYPE_CHECKING:
     from bayesprune.plan import PruningPlan
@@ -58,9 +59,12 @@ class ReportData:
         ``summary.json``: ``method``, ``model``, ``data``, ``seed``, the metrics ``dense`` and
         ``pruned`` (``error`` as a fraction, ``nll`` in nats, ``ece``, ``macs``, ``params``,
         ``weights``, ``latency_ms``), ``architecture`` (``{group: {"kept", "of"}}``); where
-        present also ``estimator``, ``seconds``, ``versions``, the metrics ``before_finetune`` (cut,
-        not fine-tuned) and ``scratch`` (same widths trained from scratch), and ``test_size``
-        (number of test examples, turns fractions into counts).
+        present also ``estimator``, ``seconds``, ``versions``, the metrics ``scratch`` (same widths
+        trained from scratch), ``held_out`` (metrics on held-out training data: ``dense``, ``cut``
+        before fine-tuning, ``pruned``), ``reliability`` (of ``dense`` and ``pruned``, see
+        `bayesprune.training.reliability`), ``test_size`` (number of test examples, turns fractions
+        into counts), and ``diagnostics`` of the posterior approximation: by name a mapping of
+        ``value``, ``threshold``, ``verdict`` (in words) and ``source``, any of which may be absent.
     plan : PruningPlan
         What was kept.
     posterior : SwitchPosterior, optional
@@ -132,13 +136,19 @@ def write_report(folder: Path | str, data: ReportData) -> Path:
     ]
     if missing:
         raise DataError(f"summary: expected the entries {missing}, got {[*data.summary]}")
-    ladder = _ladder(data)
-    gates, ranks, maps, curves = _gates(data), _ranks(data), _maps(data), _curves(data)
-    page = _render(data, ladder=ladder, gates=gates, ranks=ranks, maps=maps, curves=curves)
+    pictures = {
+        "ladder": _ladder(data),
+        "gates": _gates(data),
+        "ranks": _ranks(data),
+        "bins": _bins(data),
+        "maps": _maps(data),
+        "curves": _curves(data),
+    }
+    page = _render(data, **pictures)
 
     folder = Path(folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for picture in (*ladder, *gates, *ranks, *maps, *curves):
+    for picture in chain.from_iterable(pictures.values()):
         write_bytes_atomic(folder / "figures" / picture.file, picture.png)
     report = folder / "report.html"
     write_bytes_atomic(report, page.encode())
@@ -157,6 +167,8 @@ def _render(data: ReportData, **pictures: list[_Picture]) -> str:
         headline=headline(summary),
         verdict=verdict(data),
         costs=costs(summary),
+        calibration=_calibration(summary),
+        diagnostics=_diagnostics(summary),
         channels=_channels(data),
         seconds=_pairs("Time spent", ("Stage", "Time"), summary.get("seconds"), _duration),
         versions=_pairs("Versions", ("Package", "Version"), summary.get("versions"), str),
@@ -244,9 +256,19 @@ def verdict(data: ReportData) -> list[tuple[str, str]]:
             f"{short_name(data.summary['method'])} ranks channels without an uncertainty, so "
             "nothing can be said here about how clear each decision is."
         )
-    else:
-        text = _certainty(data.posterior, data.plan)
-    return [(heading, text) for heading, text in (*said, ("How sure", text)) if text]
+        return [*said, ("How sure", text)]
+    trust = (
+        "The probabilities come from the fitted approximation of the posterior, which can be too "
+        "confident. They say how clearly the gates are ranked, not how much the network would lose "
+        "without a channel."
+    )
+    checks = data.summary.get("diagnostics")
+    trust += (
+        f" Checked by: {', '.join(map(str, checks))}; see below."
+        if checks
+        else " How good the approximation is was not measured in this run."
+    )
+    return [*said, ("How sure", _certainty(data.posterior, data.plan)), ("On what grounds", trust)]
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -296,9 +318,20 @@ def _cost(summary: Mapping[str, Any]) -> str:
             "pruned network (95% interval)"
         )
     text += "."
-    cut, scratch = (_number(summary.get(key), "error") for key in ("before_finetune", "scratch"))
-    if cut is not None:
-        text += f" Right after the cut, before fine-tuning, it was {_percent(cut)}."
+    held_out = summary.get("held_out", {})
+    stages = {
+        "before": "dense",
+        "right after the cut": "cut",
+        "of the finished network": "pruned",
+    }
+    shares = [
+        f"{_percent(share)} {when}"
+        for when, key in stages.items()
+        if (share := _number(held_out.get(key), "error")) is not None
+    ]
+    if shares:
+        text += f" On held-out training data the error was {', '.join(shares)}."
+    scratch = _number(summary.get("scratch"), "error")
     if scratch is not None:
         text += f" A network of the same widths trained from scratch has {_percent(scratch)}."
     return f"{text} This is one run with one seed; other seeds will differ."
@@ -307,7 +340,7 @@ def _cost(summary: Mapping[str, Any]) -> str:
 def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
     """Count clear and unclear decisions over the groups in which there was something to decide."""
     kept, removed = list[float](), list[float]()
-    for name, probability in plots.rank_probability(posterior, plan).items():
+    for name, probability in posterior_plots.rank_probability(posterior, plan).items():
         channels, chosen = posterior.channels[name].tolist(), set(plan.kept.get(name, ()))
         if 0 < len(chosen) < len(channels):
             for channel, p in zip(channels, probability.tolist(), strict=True):
@@ -317,24 +350,22 @@ def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
     kept, removed = np.array(kept), np.array(removed)
     unsure_kept, unsure_removed = (int(((p >= 0.05) & (p <= 0.95)).sum()) for p in (kept, removed))
     against = int((kept < 0.05).sum() + (removed > 0.95).sum())
-    unsure, total = unsure_kept + unsure_removed, len(kept) + len(removed)
+    clear_kept, clear_removed = int((kept > 0.95).sum()), int((removed < 0.05).sum())
+    clear, unsure = clear_kept + clear_removed, unsure_kept + unsure_removed
+    total = len(kept) + len(removed)
     text = (
-        f"{(kept > 0.95).sum()} of {len(kept)} kept channels are among the best k of their group "
-        f"(k = number kept) with probability above 0.95, {(removed < 0.05).sum()} of "
-        f"{len(removed)} removed ones with less than 0.05. In between, {unsure} of {total} "
-        f"decisions ({100 * unsure / total:.1f}%) are uncertain: {unsure_kept} kept, "
-        f"{unsure_removed} removed."
+        f"{clear} of {total} decisions ({100 * clear / total:.1f}%) are clear-cut: {clear_kept} of "
+        f"{len(kept)} kept channels are among the best k of their group (k = number kept) with "
+        f"probability above 0.95, and {clear_removed} of {len(removed)} removed ones with less "
+        f"than 0.05. In between, {unsure} ({100 * unsure / total:.1f}%) are uncertain: "
+        f"{unsure_kept} kept, {unsure_removed} removed."
     )
     if against:
         text += (
-            f" Clearly against the ranking of the gates went {against}: the selection did not "
+            f" {against} went clearly against the ranking of the gates: the selection did not "
             "follow the gates alone."
         )
-    return (
-        f"{text} The probabilities come from the fitted approximation of the posterior, which can "
-        "be too confident; they say how clearly the gates are ranked, not how much the network "
-        "would lose without a channel."
-    )
+    return text
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -343,8 +374,7 @@ def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
 def costs(summary: Mapping[str, Any]) -> _Table:
     """Dense against pruned, and whatever other networks the run measured."""
     sides = {"Dense": summary["dense"], "Pruned": summary["pruned"]}
-    extra = {"Cut, not fine-tuned": "before_finetune", "Same widths from scratch": "scratch"}
-    others = {title: summary[key] for title, key in extra.items() if summary.get(key)}
+    others = {"Same widths from scratch": summary["scratch"]} if summary.get("scratch") else {}
 
     def write(field: str, value: float | None) -> str:
         if value is None:
@@ -393,6 +423,59 @@ def _channels(data: ReportData) -> _Table | None:
     return _Table(f"Posterior summary per channel{shown}", [*map(str, frame.columns)], rows)
 
 
+def _calibration(summary: Mapping[str, Any]) -> str:
+    """Say whether confidence can be taken at its word, before and after."""
+    gaps = _both(summary, "ece")
+    if gaps is None:
+        return "The calibration error was not measured before and after."
+    before, after = gaps
+    text = (
+        "A network is calibrated if it is right as often as its confidence says. On average the "
+        f"two were {_share(before)} apart before pruning and are {_share(after)} apart now "
+        "(expected calibration error, ECE)"
+    )
+    likelihoods = _both(summary, "nll")
+    if likelihoods is not None:
+        text += "; the negative log likelihood (NLL) went from {:.4f} to {:.4f} nats".format(
+            *likelihoods
+        )
+    if not summary.get("reliability"):
+        text += ". By confidence, it was not measured in this run"
+    return f"{text}."
+
+
+def _share(gap: float) -> str:
+    return f"{100 * gap:.2f} points"
+
+
+def _diagnostics(summary: Mapping[str, Any]) -> _Table | None:
+    """Checks of the approximation, as the run recorded them."""
+    entries = summary.get("diagnostics")
+    if not entries:
+        return None
+    if not isinstance(entries, Mapping) or not all(
+        isinstance(entry, Mapping) for entry in entries.values()
+    ):
+        raise DataError(
+            f"diagnostics: expected a mapping of names to value, threshold, verdict and source, "
+            f"got {entries!r}"
+        )
+
+    def write(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    rows = []
+    for name, entry in entries.items():
+        value, threshold, verdict, source = (
+            None if entry.get(key) is None else write(entry[key])
+            for key in ("value", "threshold", "verdict", "source")
+        )
+        number = (value or _NONE) + (f" (threshold {threshold})" if threshold else "")
+        words = (verdict or _NONE) + (f" [{source}]" if source else "")
+        rows.append([str(name), number, words])
+    return _Table("Checks of the approximation", ["Check", "Value", "Verdict"], rows)
+
+
 def _pairs(caption: str, header: tuple[str, str], values: Any, write: Any) -> _Table | None:
     if not values:
         return None
@@ -416,7 +499,7 @@ def _ladder(data: ReportData) -> list[_Picture]:
     return [
         _picture(
             "architecture",
-            plots.kept_ladder(architecture),
+            run_plots.kept_ladder(architecture),
             f"Bars of channels kept per group: {listed}.",
             "Channels kept per group, in network order.",
         )
@@ -437,7 +520,7 @@ def _gates(data: ReportData) -> list[_Picture]:
         pictures.append(
             _picture(
                 f"gates-{place:02d}-{re.sub(r'[^A-Za-z0-9._-]', '-', name)}",
-                plots.forest_plot(posterior, name, data.plan),
+                posterior_plots.forest_plot(posterior, name, data.plan),
                 f"Posterior of the gates of {name}: {size} channels sorted by mean{decided}; "
                 f"means from {float(mean.min()):.2g} to {float(mean.max()):.2g}.",
                 f"{name}: gates by posterior mean{decided}.{absent}",
@@ -453,11 +536,36 @@ def _ranks(data: ReportData) -> list[_Picture]:
     return [
         _picture(
             "rank-probability",
-            plots.rank_probability_plot(posterior, data.plan),
+            posterior_plots.rank_probability_plot(posterior, data.plan),
             "Per group, each channel's probability of being among the best k, sorted, with k the "
             "number of channels kept; lines at 0.05 and 0.95.",
             "Probability of being among the best k of the group. The steeper the fall from 1 to "
             "0, the clearer the cut; decisions between the dashed lines are uncertain.",
+        )
+    ]
+
+
+def _bins(data: ReportData) -> list[_Picture]:
+    reliability = data.summary.get("reliability")
+    if not reliability:
+        return []
+    said = []
+    for name, bins in reliability.items():
+        place = max(range(len(bins["count"])), key=bins["count"].__getitem__)
+        share = bins["count"][place] / sum(bins["count"])
+        said.append(
+            f"{name}: {_percent(share)} of the examples have a confidence near "
+            f"{_percent(bins['confidence'][place])}, of which {_percent(bins['accuracy'][place])} "
+            "are right"
+        )
+    return [
+        _picture(
+            "reliability",
+            run_plots.reliability_plot(reliability),
+            f"Accuracy against confidence on the test set, and the number of examples. "
+            f"{'; '.join(said)}.",
+            "Accuracy among the test examples of similar confidence, with 95% intervals. Below the "
+            "diagonal a network is too sure of itself.",
         )
     ]
 
@@ -482,7 +590,7 @@ def _maps(data: ReportData) -> list[_Picture]:
     return [
         _picture(
             "feature-maps",
-            plots.feature_maps(data.image, data.feature_maps, importance, kept),
+            map_plots.feature_maps(data.image, data.feature_maps, importance, kept),
             f"An input image and the feature maps of {group}, {order}{count}.",
             f"An input and what {group} makes of it, {order}. Titles: original channel index"
             f"{'' if importance is None else ' and mean gate'}.",
@@ -497,18 +605,18 @@ def _curves(data: ReportData) -> list[_Picture]:
         pictures.append(
             _picture(
                 "elbo",
-                plots.elbo_plot(history),
+                training_plots.elbo_plot(history),
                 f"ELBO, negative log likelihood and KL over {len(history)} epochs"
                 f"{_ending(history, 'elbo')}.",
                 "The evidence lower bound (ELBO) of the switches and its two parts.",
             )
         )
-    columns = [c for c in ("loss", "error") if np.isfinite(plots.numbers(data.metrics, c)).any()]
+    columns = [c for c in ("loss", "error") if np.isfinite(numbers(data.metrics, c)).any()]
     if columns:
         pictures.append(
             _picture(
                 "training",
-                plots.training_plot(data.metrics, columns),
+                training_plots.training_plot(data.metrics, columns),
                 f"{' and '.join(columns).capitalize()} over {len(data.metrics)} epochs of all "
                 f"stages{_ending(data.metrics, columns[0])}.",
                 "Training, stage after stage. Losses of different stages need not be comparable.",
@@ -519,6 +627,6 @@ def _curves(data: ReportData) -> list[_Picture]:
 
 def _ending(rows: Sequence[Mapping[str, Any]], column: str) -> str:
     """First and last value of a curve, for readers who cannot see it."""
-    values = plots.numbers(rows, column)
+    values = numbers(rows, column)
     values = values[np.isfinite(values)]
     return f", {column} from {values[0]:.3g} to {values[-1]:.3g}" if len(values) else ""

@@ -25,6 +25,25 @@ def test_a_path_shows_error_and_the_share_of_units_left() -> None:
     assert [line.get_label() for line in units.lines] == ["a", "b"]
     np.testing.assert_allclose(units.lines[1].get_ydata(), [1, 0.5, 0])
     assert units.get_xscale() == "symlog"
+    assert "0" in [label.get_text() for label in units.get_xticklabels()]
+
+
+def test_many_groups_share_a_name_and_nothing_leaves_the_page() -> None:
+    groups = {f"units:layer{i}.0.convolution": [8, 4, 1] for i in range(40)}
+    table = pd.DataFrame(
+        {"strength": [0.1, 1, 10], "error": 0.1, "units": [320, 160, 40], **groups}
+    )
+    for shown, expected in ((table, 2), (table.iloc[:, :13], 10)):
+        figure = path_plot(shown)
+        figure.canvas.draw()
+        units = figure.axes[1]
+        assert units.get_xscale() == "log"
+        legend = units.get_legend()
+        assert legend is not None
+        assert len(legend.get_texts()) == expected
+        box = legend.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert box.y0 > units.bbox.y1 - 1
 
 
 def test_sensitivity_has_a_curve_per_value() -> None:

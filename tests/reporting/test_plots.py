@@ -14,8 +14,9 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bayesprune import reporting
 from bayesprune.errors import DataError, PlanError
-from bayesprune.reporting import plots
+from bayesprune.reporting._figures import format_count
 
 
 class Gates:
@@ -70,7 +71,7 @@ def rendered(figure: Figure) -> Figure:
 
 
 def test_forest_rows_are_sorted_by_mean_and_labelled_with_original_indices() -> None:
-    figure = rendered(plots.forest_plot(SMALL, "conv", plan({"conv": [5, 9]})))
+    figure = rendered(reporting.forest_plot(SMALL, "conv", plan({"conv": [5, 9]})))
     assert tick_labels(figure) == ["5", "8", "3", "9"]
     axes = figure.axes[0]
     assert axes.yaxis_inverted()
@@ -83,7 +84,7 @@ def test_forest_rows_are_sorted_by_mean_and_labelled_with_original_indices() -> 
 
 
 def test_forest_intervals_are_the_quantiles() -> None:
-    axes = plots.forest_plot(SMALL, "conv").axes[0]
+    axes = reporting.forest_plot(SMALL, "conv").axes[0]
     thin, thick = (c for c in axes.collections if isinstance(c, LineCollection))
     order = [1, 2, 0, 3]
     for lines, (low, high) in ((thin, (0.03, 0.97)), (thick, (0.25, 0.75))):
@@ -94,12 +95,12 @@ def test_forest_intervals_are_the_quantiles() -> None:
 
 @pytest.mark.parametrize("decided", [None, plan({"other": [0]})])
 def test_forest_without_a_decision_draws_one_kind_of_channel(decided: Any) -> None:
-    axes = plots.forest_plot(SMALL, "conv", decided).axes[0]
+    axes = reporting.forest_plot(SMALL, "conv", decided).axes[0]
     assert [line.get_label() for line in axes.lines] == ["channels"]
 
 
 def test_forest_of_many_channels_is_a_band_with_a_rug() -> None:
-    figure = rendered(plots.forest_plot(MANY, "fc", plan({"fc": list(range(455, 500))})))
+    figure = rendered(reporting.forest_plot(MANY, "fc", plan({"fc": list(range(455, 500))})))
     band, rug = figure.axes
     assert sum(isinstance(c, PolyCollection) for c in band.collections) == 2
     np.testing.assert_allclose(points(band.lines[0])[:, 1], np.linspace(2, 1, 500), rtol=1e-6)
@@ -112,19 +113,19 @@ def test_forest_of_many_channels_is_a_band_with_a_rug() -> None:
 @pytest.mark.parametrize(("size", "panels"), [(60, 1), (61, 2)])
 def test_forest_changes_its_form_beyond_max_channels(size: int, panels: int) -> None:
     posterior = gates({"fc": list(range(size))}, {"fc": [1.0] * size}, 0.1)
-    assert len(rendered(plots.forest_plot(posterior, "fc")).axes) == panels
+    assert len(rendered(reporting.forest_plot(posterior, "fc")).axes) == panels
 
 
 def test_forest_of_one_channel() -> None:
-    figure = rendered(plots.forest_plot(gates({"a": [7]}, {"a": [1.0]}, 0.1), "a"))
+    figure = rendered(reporting.forest_plot(gates({"a": [7]}, {"a": [1.0]}, 0.1), "a"))
     assert tick_labels(figure) == ["7"]
 
 
 def test_forest_rejects_unknown_groups_and_channels() -> None:
     with pytest.raises(PlanError, match=r"expected a group .*'conv'.*got 'fc'"):
-        plots.forest_plot(SMALL, "fc")
+        reporting.forest_plot(SMALL, "fc")
     with pytest.raises(PlanError, match=r"conv: .*got \[0, 1\]"):
-        plots.forest_plot(SMALL, "conv", plan({"conv": [0, 1, 3]}))
+        reporting.forest_plot(SMALL, "conv", plan({"conv": [0, 1, 3]}))
 
 
 # --- decisions --------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def test_forest_rejects_unknown_groups_and_channels() -> None:
 
 def test_ladder_shows_numbers_in_network_order() -> None:
     figure = rendered(
-        plots.kept_ladder({"conv2": {"kept": 5, "of": 20}, "conv1": {"kept": 50, "of": 50}})
+        reporting.kept_ladder({"conv2": {"kept": 5, "of": 20}, "conv1": {"kept": 50, "of": 50}})
     )
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["5 / 20", "50 / 50"]
@@ -144,7 +145,7 @@ def test_ladder_shows_numbers_in_network_order() -> None:
 
 def test_ladder_cuts_the_middle_of_long_names() -> None:
     name = "features.denseblock4.denselayer16.conv2"
-    (label,) = tick_labels(plots.kept_ladder({name: {"kept": 1, "of": 2}}))
+    (label,) = tick_labels(reporting.kept_ladder({name: {"kept": 1, "of": 2}}))
     head, tail = label.split("…")
     assert name.startswith(head)
     assert name.endswith(tail)
@@ -153,7 +154,7 @@ def test_ladder_cuts_the_middle_of_long_names() -> None:
 
 def test_ladder_of_nothing() -> None:
     with pytest.raises(DataError, match="at least one group"):
-        plots.kept_ladder({})
+        reporting.kept_ladder({})
 
 
 def test_rank_panels_sort_probabilities_and_mark_decisions() -> None:
@@ -162,7 +163,7 @@ def test_rank_panels_sort_probabilities_and_mark_decisions() -> None:
         {"a": [0.0, 2.0, 1.0], "b": [1.0, 0.0], "c": [1.0, 0.0]},
         0.01,
     )
-    figure = rendered(plots.rank_probability_plot(posterior, plan({"a": [1, 2], "b": [1]})))
+    figure = rendered(reporting.rank_probability_plot(posterior, plan({"a": [1, 2], "b": [1]})))
     a, b = figure.axes
     assert a.get_title(loc="left") == "a: 2 of 3"
     assert b.get_title(loc="left") == "b: 1 of 2"
@@ -176,7 +177,7 @@ def test_rank_panels_sort_probabilities_and_mark_decisions() -> None:
 
 def test_rank_panel_of_a_large_group_stops_where_nothing_is_left_to_see() -> None:
     posterior = gates({"fc": list(range(500))}, {"fc": [1.0] * 45 + [0.0] * 455}, 0.01)
-    axes = plots.rank_probability_plot(posterior, plan({"fc": list(range(45))})).axes[0]
+    axes = reporting.rank_probability_plot(posterior, plan({"fc": list(range(45))})).axes[0]
     right = axes.get_xlim()[1]
     assert 45 < right < 70
     assert axes.texts[0].get_text() == f"{500 - int(right)} more\nbelow 0.005"
@@ -185,13 +186,13 @@ def test_rank_panel_of_a_large_group_stops_where_nothing_is_left_to_see() -> Non
 def test_rank_panels_in_two_columns() -> None:
     names = "abcde"
     posterior = gates({n: [0, 1] for n in names}, {n: [1.0, 0.0] for n in names}, 0.01)
-    figure = rendered(plots.rank_probability_plot(posterior, plan({n: [0] for n in names})))
+    figure = rendered(reporting.rank_probability_plot(posterior, plan({n: [0] for n in names})))
     assert len(figure.axes) == 5
 
 
 def test_rank_plot_needs_a_common_group() -> None:
     with pytest.raises(PlanError, match=r"\['conv'\], got \['fc'\]"):
-        plots.rank_probability_plot(SMALL, plan({"fc": [0]}))
+        reporting.rank_probability_plot(SMALL, plan({"fc": [0]}))
 
 
 # --- fitting ----------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_rank_plot_needs_a_common_group() -> None:
 
 def test_elbo_rounds_follow_each_other() -> None:
     history = [{"epoch": e, "elbo": -1.0 / e, "nll": 1.0} for _ in range(2) for e in (1, 2, 3)]
-    elbo, nll = rendered(plots.elbo_plot(history)).axes
+    elbo, nll = rendered(reporting.elbo_plot(history)).axes
     curves = [line for line in elbo.lines if line.get_linestyle() == "-"]
     assert [points(curve)[:, 0].tolist() for curve in curves] == [[1, 2, 3], [4, 5, 6]]
     assert [points(line)[0, 0] for line in elbo.lines if line not in curves] == [3.5]
@@ -209,17 +210,17 @@ def test_elbo_rounds_follow_each_other() -> None:
 
 def test_elbo_rounds_by_name() -> None:
     history = [{"epoch": e, "round": e // 2, "elbo": 1.0} for e in range(4)]
-    assert plots.elbo_plot(history).axes[0].get_xlabel() == "epoch (2 rounds)"
+    assert reporting.elbo_plot(history).axes[0].get_xlabel() == "epoch (2 rounds)"
 
 
 def test_elbo_of_one_epoch() -> None:
-    (axes,) = rendered(plots.elbo_plot([{"epoch": 0, "elbo": -2.0}])).axes
+    (axes,) = rendered(reporting.elbo_plot([{"epoch": 0, "elbo": -2.0}])).axes
     assert axes.lines[0].get_marker() == "o"
 
 
 def test_elbo_needs_rows() -> None:
     with pytest.raises(DataError, match="elbo"):
-        plots.elbo_plot([{"epoch": 1.0, "loss": 2.0}])
+        reporting.elbo_plot([{"epoch": 1.0, "loss": 2.0}])
 
 
 def test_training_curves_read_text_and_skip_blanks() -> None:
@@ -228,7 +229,7 @@ def test_training_curves_read_text_and_skip_blanks() -> None:
         {"stage": "pretrain", "epoch": "2", "loss": "1.0", "error": "0.5"},
         {"stage": "finetune", "epoch": "3", "loss": "0.1"},
     ]
-    loss, error = rendered(plots.training_plot(rows)).axes
+    loss, error = rendered(reporting.training_plot(rows)).axes
     curves = {str(line.get_label()): line for line in loss.lines if line.get_linestyle() == "-"}
     np.testing.assert_allclose(points(curves["pretrain"]), [[1, 2], [2, 1]])
     np.testing.assert_allclose(points(curves["finetune"]), [[3, 0.1]])
@@ -239,7 +240,7 @@ def test_training_curves_read_text_and_skip_blanks() -> None:
 
 def test_training_needs_numbers() -> None:
     with pytest.raises(DataError, match=r"\['loss', 'error'\], got 1 rows"):
-        plots.training_plot([{"stage": "pretrain", "loss": "none"}])
+        reporting.training_plot([{"stage": "pretrain", "loss": "none"}])
 
 
 # --- feature maps -----------------------------------------------------------------------------
@@ -252,7 +253,9 @@ def titles(figure: Figure) -> list[str]:
 def test_feature_maps_are_ranked_and_framed() -> None:
     maps = np.random.default_rng(0).random((4, 6, 6))
     figure = rendered(
-        plots.feature_maps(np.zeros((1, 8, 8)), maps, torch.tensor([0.25, 1.5, 0.001, 0.5]), {1, 0})
+        reporting.feature_maps(
+            np.zeros((1, 8, 8)), maps, torch.tensor([0.25, 1.5, 0.001, 0.5]), {1, 0}
+        )
     )
     assert titles(figure) == ["input", "1: 1.5", "3: 0.5", "0: 0.25", "2: 0.001"]
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), maps[3])
@@ -264,15 +267,15 @@ def test_feature_maps_are_ranked_and_framed() -> None:
 
 
 def test_feature_maps_without_values_put_kept_ones_first() -> None:
-    figure = plots.feature_maps(np.zeros((8, 8)), np.ones((3, 4, 4)), kept=[2])
+    figure = reporting.feature_maps(np.zeros((8, 8)), np.ones((3, 4, 4)), kept=[2])
     assert titles(figure) == ["input", "2", "0", "1"]
     importance = [np.nan, 0.1, np.nan]
-    figure = plots.feature_maps(np.zeros((8, 8)), np.ones((3, 4, 4)), importance, kept=[1, 2])
+    figure = reporting.feature_maps(np.zeros((8, 8)), np.ones((3, 4, 4)), importance, kept=[1, 2])
     assert titles(figure) == ["input", "1: 0.1", "2", "0"]
 
 
 def test_feature_maps_stop_at_max_maps() -> None:
-    figure = rendered(plots.feature_maps(np.ones((3, 8, 8)), np.ones((9, 4, 4)), max_maps=2))
+    figure = rendered(reporting.feature_maps(np.ones((3, 8, 8)), np.ones((9, 4, 4)), max_maps=2))
     assert len(figure.axes) == 3
     assert "first 2 of 9" in figure.get_supxlabel()
 
@@ -283,7 +286,7 @@ def test_feature_maps_stop_at_max_maps() -> None:
 )
 def test_input_layouts(shape: tuple[int, ...], drawn: tuple[int, ...]) -> None:
     image = np.linspace(-2, 2, int(np.prod(shape))).reshape(shape)
-    picture = plots.feature_maps(image, np.ones((1, 4, 4))).axes[0].images[0].get_array()
+    picture = reporting.feature_maps(image, np.ones((1, 4, 4))).axes[0].images[0].get_array()
     assert picture is not None
     assert picture.shape == drawn
     assert (picture.min(), picture.max()) == (0, 1)
@@ -301,7 +304,7 @@ def test_input_layouts(shape: tuple[int, ...], drawn: tuple[int, ...]) -> None:
 def test_feature_maps_reject_wrong_shapes(change: dict[str, Any], message: str) -> None:
     good = {"image": np.ones((8, 8)), "maps": np.ones((2, 4, 4)), "importance": np.ones(2)}
     with pytest.raises(DataError, match=message):
-        plots.feature_maps(**{**good, **change})
+        reporting.feature_maps(**{**good, **change})
 
 
 # --- several runs -----------------------------------------------------------------------------
@@ -315,7 +318,7 @@ RUNS = [
 
 
 def test_pareto_joins_runs_and_draws_the_frontier() -> None:
-    figure = rendered(plots.pareto_plot(RUNS))
+    figure = rendered(reporting.pareto_plot(RUNS))
     axes = figure.axes[0]
     assert axes.get_xscale() == "log"
     legend = axes.get_legend()
@@ -328,12 +331,12 @@ def test_pareto_joins_runs_and_draws_the_frontier() -> None:
 
 @pytest.mark.parametrize("runs", [RUNS[:1], RUNS[:3], RUNS])
 def test_pareto_axis_has_labels_at_every_width(runs: list[dict[str, Any]]) -> None:
-    axes = rendered(plots.pareto_plot(runs)).axes[0]
+    axes = rendered(reporting.pareto_plot(runs)).axes[0]
     low, high = axes.get_xlim()
     shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
     assert 3 <= len(shown) <= 6
     labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert all(plots.format_count(tick) in labels for tick in shown)
+    assert all(format_count(tick) in labels for tick in shown)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +349,36 @@ def test_pareto_axis_has_labels_at_every_width(runs: list[dict[str, Any]]) -> No
 )
 def test_pareto_rejects(rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        plots.pareto_plot(rows)
+        reporting.pareto_plot(rows)
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+
+def test_reliability_shows_bins_with_examples_and_how_sure_their_accuracy_is() -> None:
+    bins = {"count": [0.0, 100.0, 400.0], "confidence": [0, 0.6, 0.95], "accuracy": [0, 0.5, 1.0]}
+    figure = rendered(reporting.reliability_plot({"dense": bins, "pruned": bins}))
+    above, below = figure.axes
+    dense, pruned = above.containers
+    assert (dense.get_label(), pruned.get_label()) == ("dense", "pruned")
+    np.testing.assert_allclose(points(dense.lines[0]), [[0.6, 0.5], [0.95, 1.0]])
+    segments = dense.lines[2][0].get_segments()
+    # Wilson: (p + z²/2n ± z sqrt(p(1 - p)/n + z²/4n²)) / (1 + z²/n)
+    np.testing.assert_allclose(segments[0][:, 1], [0.4038, 0.5962], atol=1e-4)
+    np.testing.assert_allclose(segments[1][:, 1], [0.9905, 1.0], atol=1e-4)
+    np.testing.assert_allclose(points(below.lines[0]), [[0.6, 100], [0.95, 400]])
+
+
+@pytest.mark.parametrize(
+    ("networks", "message"),
+    [
+        ({}, "expected at least one, got none"),
+        ({"dense": {"count": [0.0], "confidence": [0.0], "accuracy": [0.0]}}, "dense: expected"),
+    ],
+)
+def test_reliability_rejects(networks: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        reporting.reliability_plot(networks)
 
 
 # --- style ------------------------------------------------------------------------------------
@@ -364,12 +396,12 @@ def test_pareto_rejects(rows: list[dict[str, Any]], message: str) -> None:
     ],
 )
 def test_format_count(number: float, text: str) -> None:
-    assert plots.format_count(number) == text
+    assert format_count(number) == text
 
 
 def test_figures_leave_no_global_state_and_show_in_notebooks() -> None:
     before = dict(matplotlib.rcParams)
-    figure: Any = plots.kept_ladder({"a": {"kept": 1, "of": 2}})
+    figure: Any = reporting.kept_ladder({"a": {"kept": 1, "of": 2}})
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
     assert figure._repr_png_().startswith(b"\x89PNG")

@@ -202,8 +202,10 @@ def test_tables_scroll_in_their_own_box(page: Page) -> None:
 def test_order_of_the_parts(page: Page) -> None:
     parts = [
         "lenet5 pruned by Dirichlet", "14.4× fewer multiply-accumulates,", "How sure",
-        "Dense and pruned", "Architecture", "Posterior of the gates", "All channels as a table",
-        "Feature maps", "Fitting and training", "Configuration and versions",
+        "On what grounds", "Dense and pruned", "Architecture", "Posterior of the gates",
+        "All channels as a table", "Can the approximation be trusted?", "Calibration",
+        "Feature maps",
+        "Fitting and training", "Configuration and versions",
     ]  # fmt: skip
     places = [page.text.rindex(part) for part in parts]
     assert places == sorted(places)
@@ -221,20 +223,28 @@ def test_verdict_says_what_went_and_what_it_cost(page: Page) -> None:
 
 def test_verdict_counts_decisions(page: Page) -> None:
     # Kept: 0.96, 0.5 in conv1; 0.99, 0.99, 0.02 in fc1. Removed: 0.5, 0.04; 0.97, 76 times 0.03.
+    assert "80 of 84 decisions (95.2%) are clear-cut" in page.text
     assert "3 of 5 kept channels" in page.text
     assert "77 of 79 removed ones" in page.text
-    assert "2 of 84 decisions (2.4%) are uncertain: 1 kept, 1 removed." in page.text
-    assert "against the ranking of the gates went 2:" in page.text
+    assert "In between, 2 (2.4%) are uncertain: 1 kept, 1 removed." in page.text
+    assert "2 went clearly against the ranking of the gates" in page.text
 
 
 def test_verdict_gives_counts_where_the_test_size_is_known(tmp_path: Path) -> None:
-    more = {"test_size": 10_000, "before_finetune": {"error": 0.18}, "scratch": {"error": 0.0125}}
+    more = {
+        "test_size": 10_000,
+        "held_out": {"dense": {"error": 0.006}, "cut": {"error": 0.18}, "pruned": {"error": 0.01}},
+        "scratch": {"error": 0.0125},
+    }
     words = text(tmp_path, replace(QUICK, summary={**summary(), **more}))
     assert "51 wrong of 10,000 before, 99 after" in words
     assert "0.81% to 1.20%" in words  # Wilson interval of 99 in 10,000
-    assert "before fine-tuning, it was 18.00%" in words
+    assert (
+        "On held-out training data the error was 0.60% before, 18.00% right after the cut, "
+        "1.00% of the finished network." in words
+    )
     assert "trained from scratch has 1.25%" in words
-    assert "Cut, not fine-tuned" in words
+    assert "Same widths from scratch" in words
     assert "Measured on 10,000 test examples" in words
 
 
@@ -247,6 +257,43 @@ def test_table_of_costs(page: Page) -> None:
         "pretrain 81.2 s finetune 1 h 10 min",
     ):
         assert row in page.text
+
+
+def test_what_was_not_measured_is_said(page: Page) -> None:
+    assert "How good the approximation is was not measured in this run." in page.text
+    assert "Not measured in this run: neither Pareto k-hat" in page.text
+    assert "By confidence, it was not measured in this run." in page.text
+
+
+def test_checks_of_the_approximation(tmp_path: Path) -> None:
+    checks = {
+        "Pareto k-hat": {
+            "value": 1.3125,
+            "threshold": 0.7,
+            "verdict": "<too far>",
+            "source": "Vehtari et al., 2024",
+        },
+        "Restarts": {"value": "3 fits"},
+    }
+    words = text(tmp_path, replace(FULL, summary={**summary(), "diagnostics": checks}))
+    assert (
+        "Check Value Verdict Pareto k-hat 1.31 (threshold 0.7) <too far> [Vehtari et al., 2024] "
+        "Restarts 3 fits –" in words
+    )
+    assert "Checked by: Pareto k-hat, Restarts; see below." in words
+    assert "Not measured in this run" not in words
+
+
+def test_calibration(tmp_path: Path) -> None:
+    bins = {"count": [0.0, 10.0, 90.0], "confidence": [0, 0.6, 0.99], "accuracy": [0, 0.5, 0.98]}
+    more = {"reliability": {"dense": bins, "pruned": bins}}
+    page = Page(write_report(tmp_path, replace(QUICK, summary={**summary(), **more})))
+    assert "were 0.20 points apart before pruning and are 0.30 points apart now" in page.text
+    assert "(NLL) went from 0.0170 to 0.0310 nats." in page.text
+    assert "not measured in this run" not in page.text
+    [alt] = [image["alt"] for image in page.all("img") if "confidence" in (image["alt"] or "")]
+    assert alt is not None
+    assert "pruned: 90.00% of the examples have a confidence near 99.00%, of which 98.00%" in alt
 
 
 def test_class_paths_are_named_by_their_class(tmp_path: Path) -> None:
@@ -262,6 +309,7 @@ def test_deterministic_method(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, replace(FULL, posterior=None)))
     assert "ranks channels without an uncertainty" in page.text
     assert "Posterior of the gates" not in page.text
+    assert "approximation" not in page.text
     alts = " ".join(image["alt"] or "" for image in page.all("img"))
     assert "feature maps of conv1, kept ones first, 2 of 4 kept" in alts
 
@@ -273,6 +321,7 @@ def test_the_bare_minimum(tmp_path: Path) -> None:
     assert len(page.all("img")) == 1
     assert "MACs – – –" in page.text
     assert "the cost is unknown" in page.text
+    assert "The calibration error was not measured" in page.text
 
 
 def test_one_channel(tmp_path: Path) -> None:
@@ -326,6 +375,11 @@ def test_real_posterior_and_plan(tmp_path: Path) -> None:
     ("change", "error", "message"),
     [
         ({"summary": {"method": "x"}}, DataError, "summary: expected .*'model', 'dense'"),
+        (
+            {"summary": {**summary(), "diagnostics": {"Pareto k-hat": 1.3}}},
+            DataError,
+            "diagnostics: expected a mapping of names to value, .* got {'Pareto k-hat': 1.3}",
+        ),
         ({"feature_maps": np.ones((3, 5, 5))}, DataError, "expected 4 maps for conv1, got 3"),
         ({"plan": plan({"conv1": [9], "fc1": [0]}, SIZES)}, PlanError, r"conv1: .*got \[9\]"),
     ],
