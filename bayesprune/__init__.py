@@ -24,7 +24,6 @@ from bayesprune.network import SwitchedNetwork
 from bayesprune.objectives import CostConstraint, DualAscent, FixedWeight, Pathwise, ScoreFunction
 from bayesprune.plan import Limits, PruningPlan
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.risk import RiskBudget
 from bayesprune.selection import (
     Budget,
     ChannelScores,
@@ -33,6 +32,7 @@ from bayesprune.selection import (
     GlobalRank,
     KeepFraction,
     Probability,
+    RiskBudget,
     Threshold,
     TopK,
     select,

@@ -598,8 +598,9 @@ def _scratch(
     torch.manual_seed(config.seed)
     network = remove_channels(dense, plan, fabric.to_device(data.example_input))
     for module in network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
 
     def train() -> nn.Module:
         train_network(

@@ -523,7 +523,7 @@ def test_latency_is_modelled_once_a_round_and_never_again_after_a_kill(tmp_path,
         return 1 + 1e-3 * sum(p.numel() for p in network.parameters() if p.ndim > 1)
 
     monkeypatch.setattr(timing, "latency", device)
-    monkeypatch.setattr(selection, "LatencyModel", Counted)
+    monkeypatch.setattr(selection.context, "LatencyModel", Counted)
     args = options(rounds="2", fit__epochs="1", pretrain__epochs="0", finetune__epochs="0")
     del args[args.index("--finetune.distill.weight") :][:2]
     args[args.index("--select.macs")] = "--select.latency_ms"

@@ -14,8 +14,7 @@ from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss
 from bayesprune.plan import PruningPlan
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.risk import loss_draws
-from bayesprune.selection import HeldOut
+from bayesprune.selection import HeldOut, loss_draws
 from bayesprune.training import Loader
 
 

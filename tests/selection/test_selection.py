@@ -671,7 +671,7 @@ def test_small_networks_use_a_budget_as_well_as_any_allocation_can(
 
 
 def test_a_network_under_its_budget_is_not_touched(groups, scores, monkeypatch) -> None:
-    monkeypatch.setattr(selection._ByLoss, "_exchange", None)
+    monkeypatch.setattr(selection.allocation.ByLoss, "_exchange", None)
     plan = select(scores, Budget(macs=1e6), groups=groups)
     assert plan.widths == groups.sizes
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.plan import Kept
-from bayesprune.selection import ChannelScores, Context, HeldOut, Rule
+from bayesprune.selection.context import Context, HeldOut
+from bayesprune.selection.rules import Rule
+from bayesprune.selection.scores import ChannelScores
 
 
 class RiskBudget(Rule):
