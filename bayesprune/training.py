@@ -979,35 +979,27 @@ def evaluate(
     FitError
         If the network's outputs are not finite logits.
     """
-    if device is None:
-        device = next((t.device for t in (*network.parameters(), *network.buffers())), "cpu")
-    count, wrong, nll, brier = 0, 0, 0.0, 0.0
-    gaps = torch.zeros(15, dtype=torch.double)
+    bins, nll, brier = _Bins(), 0.0, 0.0
     with _mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
-            inputs, targets = on_device(checked_batch(loaded, index), device)
+            inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
             logits = _logits(network, inputs)
             loss = _cross_entropy(logits, targets, reduction="sum").item()
             if not math.isfinite(loss):
                 raise _not_finite(loss, (inputs, targets), index, "evaluation")
             probabilities = logits.softmax(dim=1)
-            confidence, predicted = probabilities.max(dim=1)
-            confidence, correct = confidence.cpu().double(), (predicted == targets).cpu().double()
-            bins = (confidence * len(gaps)).ceil().long().clamp(1, len(gaps)) - 1
-            # A bin's share of the examples times |accuracy - confidence| is |sum of differences|/N.
-            gaps.index_add_(0, bins, correct - confidence)
-            count += len(targets)
-            wrong += len(targets) - int(correct.sum())
+            bins.add(probabilities, targets)
             nll += loss
             of_label = probabilities.gather(1, targets.long()[:, None])
             brier += (probabilities.square().sum() + (1 - 2 * of_label).sum()).item()
-    if count == 0:
-        raise DataError("loader: expected at least 1 batch, got 0")
+    count, confidence, correct = bins.sums()
+    number = count.sum().item()
     return {
-        "error": wrong / count,
-        "nll": nll / count,
-        "ece": gaps.abs().sum().item() / count,
-        "brier": brier / count,
+        "error": (number - correct.sum().item()) / number,
+        "nll": nll / number,
+        # A bin's share of the examples times |accuracy - confidence| is |sum of differences| / N.
+        "ece": (correct - confidence).abs().sum().item() / number,
+        "brier": brier / number,
     }
 
 
@@ -1032,24 +1024,44 @@ def reliability(
     DataError, FitError
         See `evaluate`.
     """
-    if device is None:
-        device = next((t.device for t in (*network.parameters(), *network.buffers())), "cpu")
-    sums = torch.zeros(3, 15, dtype=torch.double)
+    bins = _Bins()
     with _mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
-            inputs, targets = on_device(checked_batch(loaded, index), device)
-            confidence, predicted = _logits(network, inputs).softmax(dim=1).max(dim=1)
-            confidence, correct = confidence.cpu().double(), (predicted == targets).cpu().double()
-            bins = (confidence * sums.shape[1]).ceil().long().clamp(1, sums.shape[1]) - 1
-            sums.index_add_(1, bins, torch.stack([torch.ones_like(correct), confidence, correct]))
-    count, confidence, correct = sums
-    if not count.any():
-        raise DataError("loader: expected at least 1 batch, got 0")
+            inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
+            bins.add(_logits(network, inputs).softmax(dim=1), targets)
+    count, confidence, correct = bins.sums()
     return {
         "count": count.tolist(),
         "confidence": (confidence / count.clamp_min(1)).tolist(),
         "accuracy": (correct / count.clamp_min(1)).tolist(),
     }
+
+
+class _Bins:
+    """Examples by the confidence of their top class, in 15 equal bins."""
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(3, 15, dtype=torch.double)
+
+    def add(self, probabilities: Tensor, targets: Tensor) -> None:
+        confidence, predicted = probabilities.max(dim=1)
+        confidence, correct = confidence.cpu().double(), (predicted == targets).cpu().double()
+        number = self._sums.shape[1]
+        bins = (confidence * number).ceil().long().clamp(1, number) - 1
+        parts = torch.stack([torch.ones_like(correct), confidence, correct])
+        self._sums.index_add_(1, bins, parts)
+
+    def sums(self) -> tuple[Tensor, ...]:
+        """Number, summed confidence and number of correct ones, each of shape ``(15,)``."""
+        if not self._sums.any():
+            raise DataError("loader: expected at least 1 batch, got 0")
+        return tuple(self._sums)
+
+
+def _device(network: nn.Module, device: torch.device | str | None) -> torch.device | str:
+    if device is not None:
+        return device
+    return next((t.device for t in (*network.parameters(), *network.buffers())), "cpu")
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -4,10 +4,10 @@
 
 TASK is lenet5_mnist or lenet300_100_fashion; DENSE_i is the ``dense.safetensors`` of a run with
 seed i. For each method the setting that its grid varies is chosen with seed 0: the network is
-trained sparsely, cut to either budget, and the sum of the held-out losses, before fine-tuning,
-decides. The runs are then what `bayesprune run experiments/TASK….yaml` does; the run at the second
-budget takes over the fit of the first. What is done already is left alone, so the script can be
-interrupted. experiments/tables/penalties.py builds the page.
+trained sparsely, cut to either budget and fine-tuned for 2 epochs, and the sum of the held-out
+losses decides. The runs are then what `bayesprune run experiments/TASK….yaml` does; the run at the
+second budget takes over the fit of the first. What is done already is left alone, so the script can
+be interrupted. experiments/tables/penalties.py builds the page.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import bayesprune as bp
@@ -29,21 +30,21 @@ TASKS = {
     "lenet300_100_fashion": ("lenet300_100_fashion.yaml", (32_600, 20_000)),
 }
 KEEP = (0.05, 0.1, 0.2, 0.4)
-STRENGTHS = (0.03, 0.1, 0.2, 0.4)
+STRENGTHS = (0.01, 0.03, 0.06, 0.12)
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "GroupLasso": ("strength", STRENGTHS),
     "SparseGroupLasso": ("strength", STRENGTHS),
     "ElasticGroupLasso": ("strength", STRENGTHS),
     "DebiasedElasticGroupLasso": ("strength", STRENGTHS),
-    "ExclusiveLasso": ("strength", (0.1, 0.3, 1.0, 3.0)),
-    "GSS212": ("strength", (1.0, 3.0, 6.0, 12.0)),
-    "GSS121": ("strength", (0.03, 0.1, 0.3, 1.0)),
-    "GSSAuxiliary": ("strength", (1.0, 3.0, 6.0, 12.0)),
-    "GroupHoyerSquare": ("strength", (0.01, 0.03, 0.1, 0.3)),
-    "SmoothedHoyerGroupHalf": ("strength", (0.01, 0.03, 0.1, 0.3)),
+    "ExclusiveLasso": ("strength", (0.01, 0.1, 0.3, 1.0)),
+    "GSS212": ("strength", (0.3, 1.0, 2.0, 4.0)),
+    "GSS121": ("strength", (0.01, 0.03, 0.1, 0.3)),
+    "GSSAuxiliary": ("strength", (0.3, 1.0, 2.0, 4.0)),
+    "GroupHoyerSquare": ("strength", (0.003, 0.01, 0.03, 0.1)),
+    "SmoothedHoyerGroupHalf": ("strength", (0.003, 0.01, 0.03, 0.1)),
     "Spred": ("strength", (1e-3, 3e-3, 1e-2, 3e-2)),
-    "BayesL1Trim": ("strength", (0.3, 1.0, 3.0, 10.0)),
-    "SparseStructureSelection": ("strength", (0.01, 0.03, 0.05, 0.1)),
+    "BayesL1Trim": ("strength", (0.1, 0.3, 1.0, 3.0)),
+    "SparseStructureSelection": ("strength", (0.003, 0.01, 0.03, 0.06)),
     "ADMM": ("keep", KEEP),
     "GReg1": ("keep", KEEP),
     "GReg2": ("keep", KEEP),
@@ -70,10 +71,11 @@ def configuration(task: str, name: str, seed: int, dense: Path, *options: str) -
 def choose(task: str, name: str, dense: Path, runs: Path) -> tuple[str, float]:
     """The setting whose cut networks have the least held-out loss, with seed 0."""
     setting, grid = METHODS[name]
-    file = runs / f"{task}_settings.json"
+    file = runs / f"{task}_settings" / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     tried = json.loads(file.read_text()) if file.exists() else {}
     for value in grid:
-        if str(value) in tried.get(name, {}):
+        if str(value) in tried:
             continue
         started = time.perf_counter()
         config = configuration(task, name, 0, dense, f"--method.{setting}", str(value))
@@ -81,6 +83,7 @@ def choose(task: str, name: str, dense: Path, runs: Path) -> tuple[str, float]:
         network = bp.load_pruned(dense, bp.models.load(config.model))
         groups = bp.trace_groups(network, data.example_input)
         assert isinstance(config.method, penalties.Penalty)
+        short = replace(config.finetune, epochs=2, average=None)
         found: dict[str, object] = {}
         try:
             fit = config.method.train(network, groups, data.train, config.sparse, progress=False)
@@ -94,6 +97,7 @@ def choose(task: str, name: str, dense: Path, runs: Path) -> tuple[str, float]:
                     loader=data.validation,
                 )
                 small = bp.remove_channels(fit.network, plan, data.example_input)
+                bp.train_network(small, data.train, short, teacher=network, seed=0, progress=False)
                 found[str(macs)] = {
                     **bp.evaluate(small, data.validation),
                     "widths": list(plan.widths.values()),
@@ -101,13 +105,12 @@ def choose(task: str, name: str, dense: Path, runs: Path) -> tuple[str, float]:
         except BayespruneError as error:
             found["failed"] = str(error)
         found["seconds"] = round(time.perf_counter() - started, 1)
-        tried = json.loads(file.read_text()) if file.exists() else {}
-        tried.setdefault(name, {})[str(value)] = found
+        tried[str(value)] = found
         file.write_text(json.dumps(tried, indent=1))
         print(f"{name} {setting} {value}: {found}", flush=True)
 
     def loss(value: float) -> float:
-        found = tried[name][str(value)]
+        found = tried[str(value)]
         if "failed" in found:
             return float("inf")
         return sum(found[str(macs)]["nll"] for macs in TASKS[task][1])
