@@ -319,12 +319,12 @@ class SwitchPosterior:
 
         Notes
         -----
-        `arviz.loo` takes the draws for those of the exact posterior, and its Pareto k only say
-        whether leaving out an example goes well: they stay small however bad the guide is.
-        `arviz.loo_approximate_posterior` (ArviZ 1.x) corrects for the guide, given ``lp_prior`` and
-        the summed log likelihood, added, as `log_p` and ``lp_guide`` as `log_q`; its Pareto k
-        count. Where they exceed 0.7, as with many gates they will, compare priors by held-out
-        likelihood instead. `arviz.compare` takes the results of either.
+        `arviz.loo` takes the draws for those of the exact posterior: its Pareto k say whether
+        leaving out an example goes well, not whether the guide is good, and can be small where it
+        is not. `arviz.loo_approximate_posterior` (ArviZ 1.x) corrects for the guide, given
+        ``lp_prior`` and the summed log likelihood, added, as `log_p` and ``lp_guide`` as `log_q`.
+        Where its Pareto k exceed 0.7, compare priors by held-out likelihood instead.
+        `arviz.compare` takes the results of either.
 
         The log likelihood takes ``num_draws`` passes over the loader's data, one batch at a time,
         and ``4 * num_draws`` bytes per example.
