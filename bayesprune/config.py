@@ -58,6 +58,38 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
+class ChecksConfig:
+    """Which checks of the fitted posterior go into the report; 0 leaves one out.
+
+    Attributes
+    ----------
+    pareto_k : int
+        Draws of `bayesprune.diagnostics.pareto_k`, at least 100: so often the network runs over all
+        training images.
+    restarts : int
+        Further fits with other seeds, for `bayesprune.diagnostics.restarts`.
+    averaged : int
+        Draws whose predictions `bayesprune.diagnostics.predictive_check` averages over, on the
+        held-out images.
+    """
+
+    pareto_k: int = 0
+    restarts: int = 0
+    averaged: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("pareto_k", 100), ("restarts", 1), ("averaged", 1)):
+            value = getattr(self, name)
+            if value and value < least:
+                raise ConfigError(f"checks.{name}: expected 0 or at least {least}, got {value}")
+
+    @property
+    def any(self) -> bool:
+        """Whether there is something to check."""
+        return bool(self.pareto_k or self.restarts or self.averaged)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A run.
 
@@ -83,6 +115,8 @@ class RunConfig:
         `finetune.distill` learns from the dense network.
     fit : FitConfig
         For switches.
+    checks : ChecksConfig
+        Of the posterior of the switches, in the last round.
     sparse : TrainConfig
         Sparse training, for penalties.
     scratch : TrainConfig, optional
@@ -108,6 +142,7 @@ class RunConfig:
     fitted: str | None = None
     pretrain: TrainConfig = field(default_factory=TrainConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
     sparse: TrainConfig = field(default_factory=TrainConfig)
     finetune: TrainConfig = field(default_factory=TrainConfig)
     scratch: TrainConfig | None = None
@@ -121,11 +156,28 @@ class RunConfig:
             raise ConfigError(f"rounds: expected at least 1, got {self.rounds}")
         if self.fitted is not None and (self.rounds > 1 or isinstance(self.method, Criterion)):
             raise ConfigError("fitted: expected a method that is fitted, in one round")
+        self._check_checks()
         if self.select is None and not isinstance(self.method, Switch):
             raise ConfigError(
                 f"select: {type(self.method).__name__} ranks channels and does not say how many "
                 "stay; give a rule or a budget"
             )
+
+    def _check_checks(self) -> None:
+        """What would be found out after the fit only."""
+        if not self.checks.any:
+            return
+        if not isinstance(self.method, Switch) or self.fitted is not None:
+            raise ConfigError("checks: expected switches that this run fits")
+        if self.checks.pareto_k:
+            bound = self.method.bind(2, 1.0)
+            plain = self.fit.weight_posterior is None and self.fit.kl_weight == 1
+            if not (bound.has_prior and plain):
+                raise ConfigError(
+                    f"checks.pareto_k: expected a posterior to compare with; {type(bound).__name__}"
+                    + (" is fitted with weight_posterior or kl_weight" if not plain else "")
+                    + ("" if bound.has_prior else " has an improper prior")
+                )
 
     @property
     def rule(self) -> Rule:

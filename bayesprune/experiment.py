@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from bayesprune import datasets, models
+from bayesprune import datasets, diagnostics, models
 from bayesprune._describe import build, describe
 from bayesprune._modes import evaluating
 from bayesprune._version import __version__
@@ -264,6 +264,7 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
         "test_size": len(data.test.dataset),  # type: ignore[arg-type]
         "held_out": folder.notes("held_out"),
         "reliability": folder.notes("reliability"),
+        **({"diagnostics": checked} if (checked := folder.notes("diagnostics")) else {}),
         "architecture": plan.architecture,
         "seconds": {**_seconds(metrics.path), **folder.notes("seconds")},
         "versions": _versions(),
@@ -476,7 +477,8 @@ def _fit(
     settings = config.fit
     file = folder.state(f"posterior{suffix}")
     assert context.network is not None
-    switched = SwitchedNetwork(
+    make = partial(
+        SwitchedNetwork,
         context.network,
         context.groups,
         config.method,
@@ -487,31 +489,87 @@ def _fit(
         weight_posterior=settings.weight_posterior,
         kl_weight=settings.kl_weight,
     )
+    posterior_of = partial(
+        fit_switches,
+        loader=data.train,
+        epochs=settings.epochs,
+        estimator=_estimator(config),
+        constraint=settings.constraint,
+        learning_rate=settings.learning_rate,
+        weight_learning_rate=settings.weight_learning_rate,
+        joint=settings.joint,
+        kl_warmup=settings.kl_warmup,
+        channels=channels,
+        fabric=fabric,
+    )
+    switched = make()
 
     def fit() -> nn.Module:
-        posterior = fit_switches(
+        posterior = posterior_of(
             switched,
-            data.train,
-            epochs=settings.epochs,
-            estimator=_estimator(config),
-            constraint=settings.constraint,
-            learning_rate=settings.learning_rate,
-            weight_learning_rate=settings.weight_learning_rate,
-            joint=settings.joint,
-            kl_warmup=settings.kl_warmup,
             seed=config.seed,
-            channels=channels,
-            fabric=fabric,
             stage=f"fit{suffix}",
             checkpoint=folder.state(f"fit{suffix}-epochs"),
             metrics=metrics,
         )
+        if suffix in ("", f"-{config.rounds}"):
+
+            def again(seed: int) -> SwitchPosterior:
+                if seed == config.seed:
+                    return posterior
+                stage = f"restart {seed - config.seed}"
+                return posterior_of(make(), seed=seed, stage=stage)
+
+            _check_posterior(config, folder, data, switched, posterior, context, again)
         posterior.save(file)
         gates = {n: gate.to(fabric.device) for n, gate in posterior.mean.items()}
         return switched.fold(gates if settings.fold else {})
 
     plain = folder.tensors(f"fit{suffix}", switched.fold({}), fit)
     return plain, SwitchPosterior.load(file)
+
+
+def _check_posterior(
+    config: RunConfig,
+    folder: _Folder,
+    data: Data,
+    switched: SwitchedNetwork,
+    posterior: SwitchPosterior,
+    context: Context,
+    again: Callable[[int], SwitchPosterior],
+) -> None:
+    """Note the checks that the configuration asks for."""
+    checks = config.checks
+
+    def entry(found: diagnostics.Diagnostic, value: Any, threshold: float | None) -> dict[str, Any]:
+        return {"value": value, "threshold": threshold, "verdict": found.verdict}
+
+    def pareto_k() -> dict[str, Any]:
+        found = diagnostics.pareto_k(switched, data.train_plain, num_draws=checks.pareto_k)
+        return entry(found, found.k, found.threshold)
+
+    def restarts() -> dict[str, Any]:
+        found = diagnostics.restarts(again, count=checks.restarts + 1, seed=config.seed)
+        return entry(found, found.largest, 1.01)
+
+    def averaged() -> dict[str, Any]:
+        found = diagnostics.predictive_check(
+            posterior,
+            switched.fold({}),
+            context.groups,
+            data.validation,
+            num_draws=checks.averaged,
+        )
+        return entry(found, found.quality.loc["switch-averaged", "nll"], None)
+
+    named = {
+        "Pareto k-hat": (checks.pareto_k, pareto_k),
+        "restarts, largest R-hat": (checks.restarts, restarts),
+        "predictions averaged over gates, NLL": (checks.averaged, averaged),
+    }
+    for name, (wanted, check) in named.items():
+        if wanted:
+            folder.note(f"diagnostics/{name}", check)
 
 
 def _estimator(config: RunConfig) -> Estimator:

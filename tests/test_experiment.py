@@ -242,6 +242,46 @@ def test_the_same_widths_from_scratch(finished, tmp_path) -> None:
     assert "scratch" not in finished.summary
 
 
+def test_checks_of_the_posterior_are_reported(finished, tmp_path) -> None:
+    checks = {"checks__pareto_k": "100", "checks__restarts": "1", "checks__averaged": "3"}
+    args = {"dense": str(finished.folder / "dense.safetensors"), "fit__epochs": "1"}
+    run = bp.run_experiment(config(**checks, **args, finetune__epochs="0"), tmp_path / "run")
+    found = run.summary["diagnostics"]
+    assert list(found) == [
+        "Pareto k-hat",
+        "restarts, largest R-hat",
+        "predictions averaged over gates, NLL",
+    ]
+    assert found["Pareto k-hat"]["threshold"] == pytest.approx(0.5)
+    assert found["restarts, largest R-hat"]["value"] >= 1
+    page = (run.folder / "report.html").read_text()
+    assert "Vehtari et al." in page
+    assert "Not measured in this run" not in page
+    assert "diagnostics" not in finished.summary
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"checks__pareto_k": "99"}, "checks.pareto_k: expected 0 or at least 100, got 99"),
+        ({"checks__restarts": "-1"}, "checks.restarts: expected 0 or at least 1, got -1"),
+        (
+            {"checks__pareto_k": "100", "fit__kl_weight": "0.5"},
+            "checks.pareto_k: .* Dirichlet is fitted with weight_posterior or kl_weight",
+        ),
+        ({"checks__averaged": "3", "fitted": "runs/a"}, "checks: expected switches that this run"),
+    ],
+)
+def test_checks_that_cannot_be_made_are_refused(changed, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config(**changed)
+
+
+def test_an_improper_prior_has_no_k_hat() -> None:
+    with pytest.raises(ConfigError, match="NormalJeffreys has an improper prior"):
+        bp.config.parse_config(fitted_options("NormalJeffreys", "0.5", checks__pareto_k="100"))
+
+
 def fitted_options(method: str, macs: str, **changed) -> list[str]:
     args = options(method=method, select__macs=macs, sparse__epochs="1", **changed)
     place = args.index("--method.total")

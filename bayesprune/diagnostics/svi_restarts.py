@@ -44,9 +44,11 @@ class Restarts(Diagnostic):
     @property
     def is_good(self) -> bool:
         """Whether the largest R-hat is at most 1.01."""
-        return self._largest() <= 1.01
+        return self.largest <= 1.01
 
-    def _largest(self) -> float:
+    @property
+    def largest(self) -> float:
+        """The largest R-hat of all gates."""
         values = np.concatenate(list(self.rhat.values()))
         return values[~np.isnan(values)].max(initial=1.0)
 
@@ -61,7 +63,7 @@ class Restarts(Diagnostic):
         )
         worst = min(self.overlap, key=lambda name: self.overlap[name])
         return (
-            f"largest R-hat between {len(self.posteriors)} restarts {self._largest():.3f}, {over} "
+            f"largest R-hat between {len(self.posteriors)} restarts {self.largest:.3f}, {over} "
             f"of {len(values)} channels above 1.01 (Vehtari et al., Bayesian Analysis 2021): "
             f"{means}; best channels shared by two restarts, least in {worst}: "
             f"{self.overlap[worst]:.0%}"
