@@ -30,13 +30,19 @@ from bayesprune.training import make_fabric
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 EXAMPLES, NOISE, CONCENTRATION, STEPS = 1000, 1.0, 0.5, 600
-METHODS = {
-    "Dirichlet, analytic mean": (Dirichlet(CONCENTRATION), bp.AnalyticMean()),
-    "Dirichlet, implicit": (Dirichlet(CONCENTRATION), bp.Implicit(1000, "group")),
-    "Logistic-normal, diagonal": (LogisticNormal(CONCENTRATION), bp.Implicit(1000, "group")),
+METHODS = {  # switch, estimator, learning rate
+    "Dirichlet, analytic mean": (Dirichlet(CONCENTRATION), bp.AnalyticMean(), 0.05),
+    # The posterior is narrow: from concentrations of 1 the way to some hundreds would be long.
+    "Dirichlet, implicit": (Dirichlet(CONCENTRATION, init=100.0), bp.Implicit(1000, "group"), 1.0),
+    "Logistic-normal, diagonal": (
+        LogisticNormal(CONCENTRATION),
+        bp.Implicit(1000, "group"),
+        0.05,
+    ),
     "Logistic-normal, full rank": (
         LogisticNormal(CONCENTRATION, rank="full"),
         bp.Implicit(1000, "group"),
+        0.05,
     ),
 }
 TIMED = {
@@ -66,17 +72,17 @@ def simulate(inputs: int, hidden: int) -> tuple[nn.Module, torch.Tensor, DataLoa
 
 
 def seconds_of_a_step(switched: bp.SwitchedNetwork, loader: DataLoader, estimator: Any) -> float:
-    """Median time of loss and gradient on all examples: an epoch is one step."""
+    """Median CPU time of loss and gradient on all examples: an epoch is one step."""
     ((inputs, targets),) = loader
     times = []
     for _ in range(2 if estimator.num_particles > 1 else 12):
-        start = time.perf_counter()
+        start = time.process_time()
         estimator.loss(switched, switched.guide, inputs, targets).backward()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return statistics.median(times[1:])
 
 
-def measure(inputs: int, hidden: int) -> dict[str, Any]:
+def measure(inputs: int, hidden: int, before: dict[str, Any]) -> dict[str, Any]:
     network, truth, loader = simulate(inputs, hidden)
     groups = bp.trace_groups(network, torch.zeros(1, inputs))
     fabric = make_fabric()
@@ -84,20 +90,22 @@ def measure(inputs: int, hidden: int) -> dict[str, Any]:
     def switched(switch: Any) -> bp.SwitchedNetwork:
         return bp.SwitchedNetwork(network, groups, switch, num_data=EXAMPLES, likelihood=likelihood)
 
-    reference = None
-    if hidden <= 20:
+    found: dict[str, Any] = {"truth": truth.tolist(), "methods": {}, "seconds": {}}
+    if "nuts" in before:  # it takes minutes, so is drawn once
+        found["nuts"] = before["nuts"]
+    elif hidden <= 20:
         model = switched(Dirichlet(CONCENTRATION))
         reference = nuts(model, loader, num_draws=400, warmup=250, chains=2)
-        print(reference, flush=True)
-    found: dict[str, Any] = {"truth": truth.tolist(), "methods": {}, "seconds": {}}
-    if reference is not None:
-        found["nuts"] = {"mean": reference.mean["0"].tolist(), "sd": reference.sd["0"].tolist()}
-        found["nuts"]["verdict"] = reference.verdict
-    for name, (switch, estimator) in METHODS.items():
+        found["nuts"] = {
+            "mean": reference.mean["0"].tolist(),
+            "sd": reference.sd["0"].tolist(),
+            "verdict": reference.verdict,
+        }
+    for name, (switch, estimator, rate) in METHODS.items():
         model = switched(switch)
         start = time.perf_counter()
         posterior = bp.fit_switches(
-            model, loader, epochs=STEPS, estimator=estimator, learning_rate=0.05,
+            model, loader, epochs=STEPS, estimator=estimator, learning_rate=rate,
             fabric=fabric, progress=False,
         )  # fmt: skip
         seconds = time.perf_counter() - start
@@ -111,11 +119,10 @@ def measure(inputs: int, hidden: int) -> dict[str, Any]:
             "k": pareto_k(model, loader, num_draws=500).k,
             "seconds": seconds,
         }
-        if reference is not None:
-            channels = reference.compare(posterior).channels
-            row["mean_error"] = float(channels["mean_error"].abs().mean())
-            row["sd_ratio"] = float(channels["sd_ratio"].mean())
-            row["wasserstein"] = float(channels["wasserstein"].mean())
+        if "nuts" in found:
+            gold, spread = (torch.tensor(found["nuts"][key]) for key in ("mean", "sd"))
+            row["mean_error"] = ((mean - gold) / spread).abs().mean().item()
+            row["sd_ratio"] = (sd / spread).mean().item()
         shown = {key: value for key, value in row.items() if isinstance(value, float)}
         print(f"{inputs}x{hidden} {name}: {shown}", flush=True)
     model = switched(Dirichlet(CONCENTRATION))
@@ -160,9 +167,8 @@ def write(results: dict[str, Any]) -> None:
         "`experiments/tables/dirichlet_toy.py`.",
         "",
         "*RMSE*: of posterior means from the true gates. *Coverage*: share of true gates in the",
-        "95% intervals. Beside NUTS: mean error in its sd, sd over its sd, 1-Wasserstein distance",
-        "in its sd, averaged over channels. k-hat from 500 draws; good below 0.63 (Vehtari et al.",
-        "2024).",
+        "95% intervals. Beside NUTS: mean error in its sd, and sd over its sd, averaged over",
+        "channels. k-hat from 500 draws; good below 0.63 (Vehtari et al. 2024).",
     ]
     for size, found in results.items():
         lines += ["", f"## {size}", ""]
@@ -171,13 +177,12 @@ def write(results: dict[str, Any]) -> None:
         else:
             lines += ["NUTS was not run: too slow at this size.", ""]
         lines += [
-            "| guide | RMSE | mean sd | coverage | mean error | sd ratio | Wasserstein | k-hat |",
-            "|---|---|---|---|---|---|---|---|",
+            "| guide | RMSE | mean sd | coverage | mean error | sd ratio | k-hat |",
+            "|---|---|---|---|---|---|---|",
         ]
         for name, row in found["methods"].items():
             beside = [
-                f"{row[key]:.2f}" if key in row else "–"
-                for key in ("mean_error", "sd_ratio", "wasserstein")
+                f"{row[key]:.2f}" if key in row else "–" for key in ("mean_error", "sd_ratio")
             ]
             cells = [
                 name,
@@ -188,15 +193,26 @@ def write(results: dict[str, Any]) -> None:
                 f"{row['k']:.2f}",
             ]
             lines.append("| " + " | ".join(cells) + " |")
+        one, other = (found["methods"][name] for name in list(METHODS)[:2])
+        apart = torch.tensor(one["mean"]) - torch.tensor(other["mean"])
+        lines += [
+            "",
+            "The paper reports that implicit fits have smaller variance and near-equal means. Here",
+            f"their sd is {statistics.mean(other['sd']) / statistics.mean(one['sd']):.2f} times",
+            "that of the analytic mean, whose spread the prior alone sets; the means differ by",
+            f"{apart.square().mean().sqrt():.3f} (root mean square), gates being 1 on average. The",
+            "smaller variance holds; whether it is the right one the other columns tell.",
+        ]
         if found["seconds"]:
             first, *_ = found["seconds"].values()
             times = [f"{name} {s / first:.3g}" for name, s in found["seconds"].items()]
             lines += [
                 "",
-                f"Time of an epoch (one step) over the analytic mean's: {'; '.join(times)}.",
+                f"CPU time of an epoch (one step) over the analytic mean's: {'; '.join(times)}.",
             ]
     lines += [
         "",
+        *([] if "500x200" in results else ["The supplement's larger sizes were not run.", ""]),
         "![Truth, means and bars of one standard deviation](dirichlet_toy.png)",
     ]
     (RESULTS / "dirichlet_toy.md").write_text("\n".join(lines) + "\n")
@@ -209,7 +225,7 @@ def main() -> None:
     results = json.loads(file.read_text()) if file.exists() else {}
     for size in sys.argv[1:]:
         inputs, hidden = map(int, size.split("x"))
-        results[size] = measure(inputs, hidden)
+        results[size] = measure(inputs, hidden, results.get(size, {}))
         file.write_text(json.dumps(results, indent=1) + "\n")
     write(results)
 
