@@ -1,4 +1,4 @@
-"""Prune a LeNet with every penalty, beside criteria, at two budgets.
+"""Prune a LeNet with every penalty, beside criteria and switches, at two budgets.
 
     python experiments/lenet_penalties.py TASK DENSE_0 DENSE_1 DENSE_2 [--only NAME …]
 
@@ -29,6 +29,7 @@ TASKS = {
     "lenet5_mnist": ("lenet5_mnist_penalties.yaml", (168_100, 100_000)),
     "lenet300_100_fashion": ("lenet300_100_fashion.yaml", (32_600, 20_000)),
 }
+EPOCHS = {"lenet5_mnist": 2, "lenet300_100_fashion": 5}  # of sparse training, as in the files
 KEEP = (0.05, 0.1, 0.2, 0.4)
 STRENGTHS = (0.01, 0.03, 0.06, 0.12)
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -61,6 +62,15 @@ METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
 """The setting that is chosen on held-out data, and its grid; other settings are the defaults."""
 FIXED = {"GSS121": ["--method.every", "10"]}  # its operator costs more than a step
 CRITERIA = ("Fisher", "Magnitude", "Random")
+SWITCHES: dict[str, list[str]] = {
+    "Dirichlet": ["--method.total", "anneal"],
+    "LogNormal": ["--method.init_sd", "0.3"],
+    "NormalJeffreys": [],
+    "InformationBottleneck": [],
+    "HardConcrete": ["--method.penalty", "1e-3"],
+    "SpikeAndSlab": [],
+}
+"""Fitted anew for each budget, weights trained along, for as many epochs as penalties train."""
 
 
 def configuration(task: str, name: str, seed: int, dense: Path, *options: str) -> RunConfig:
@@ -128,6 +138,12 @@ def prune(task: str, name: str, seed: int, dense: list[Path], runs: Path) -> Non
     for macs in TASKS[task][1]:
         out = runs / f"{task}_{name.lower()}_{macs // 1000}k-{seed}"
         changed = ["--select.macs", str(macs)]
+        if name in SWITCHES:
+            changed += [*SWITCHES[name], "--fit.epochs", str(EPOCHS[task])]
+            changed += ["--fit.train_weights", "true"]
+            if name != "Dirichlet":  # its gate mass holds the budget
+                changed += ["--fit.constraint", "CostConstraint"]
+                changed += ["--fit.constraint.macs", str(macs)]
         if first is not None and name in METHODS:
             changed += ["--fitted", str(first)]
         config = configuration(task, name, seed, dense[seed], *options, *changed)
@@ -139,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("dense", nargs="+", type=Path)
-    parser.add_argument("--only", nargs="+", default=[*METHODS, *CRITERIA])
+    parser.add_argument("--only", nargs="+", default=[*METHODS, *SWITCHES, *CRITERIA])
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--choose", action="store_true", help="choose settings, run nothing")

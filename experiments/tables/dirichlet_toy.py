@@ -96,7 +96,7 @@ def measure(inputs: int, hidden: int, before: dict[str, Any]) -> dict[str, Any]:
         found["nuts"] = before["nuts"]
     elif hidden <= 20:
         model = switched(Dirichlet(CONCENTRATION))
-        reference = nuts(model, loader, num_draws=400, warmup=250, chains=2)
+        reference = nuts(model, loader, num_draws=800, warmup=400, chains=4)
         found["nuts"] = {
             "mean": reference.mean["0"].tolist(),
             "sd": reference.sd["0"].tolist(),

@@ -44,9 +44,10 @@ INTRODUCTION = """
 From the same pretrained networks, each method trains sparsely for {sparse} epochs (Adam, constant
 rate 1e-3), is cut to a budget of MACs (`Budget`, with held-out data), and the network is
 fine-tuned for {tune} epochs with distillation from the dense one. Criteria rank the dense network
-as it is. Mean ± sd over seeds of the test error after the last epoch, which is read once; the
-setting that a method varies was chosen among four values on the held-out images with seed 0, after
-2 epochs of fine-tuning. Methods differ in their other settings, which are the defaults.
+as it is; switches are fitted for as long, together with the weights, to each budget. Mean ± sd over
+seeds of the test error after the last epoch, which is read once; the setting that a penalty varies
+was chosen among four values on the held-out images with seed 0, after 2 epochs of fine-tuning.
+Methods differ in their other settings, which are the defaults.
 """
 
 
