@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -31,7 +32,12 @@ def container(datasets: Mapping[str, xr.Dataset]) -> Any:
 
 
 def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Pareto-smoothed log weights, normalised, in the same order, and k-hat."""
+    """Pareto-smoothed log weights, normalised, in the same order, and k-hat.
+
+    Of equal weights k-hat is minus infinity.
+    """
+    if np.ptp(log_weights) < 1e-9:  # the proposal is the target: there is no tail to fit
+        return np.full(len(log_weights), -np.log(len(log_weights))), -math.inf
     if _IS_OLD:
         smoothed, k = _load("arviz").psislw(log_weights)
     else:

@@ -20,7 +20,7 @@ from bayesprune.objectives import CostConstraint
 from bayesprune.penalties import Penalty
 from bayesprune.plan import Limits
 from bayesprune.posterior import default_rule
-from bayesprune.selection import Rule
+from bayesprune.selection import RiskBudget, Rule
 from bayesprune.switches import Switch
 from bayesprune.training import FabricConfig, TrainConfig
 from bayesprune.weights import GaussianWeights
@@ -157,6 +157,13 @@ class RunConfig:
         if self.fitted is not None and (self.rounds > 1 or isinstance(self.method, Criterion)):
             raise ConfigError("fitted: expected a method that is fitted, in one round")
         self._check_checks()
+        if isinstance(self.select, RiskBudget) and (
+            self.fit.fold or not isinstance(self.method, Switch)
+        ):
+            raise ConfigError(
+                "select: RiskBudget draws the gates of switches anew; set fit.fold to false, so "
+                "that their means are not in the weights as well"
+            )
         if self.select is None and not isinstance(self.method, Switch):
             raise ConfigError(
                 f"select: {type(self.method).__name__} ranks channels and does not say how many "
@@ -170,13 +177,15 @@ class RunConfig:
         if not isinstance(self.method, Switch) or self.fitted is not None:
             raise ConfigError("checks: expected switches that this run fits")
         if self.checks.pareto_k:
-            bound = self.method.bind(2, 1.0)
-            plain = self.fit.weight_posterior is None and self.fit.kl_weight == 1
-            if not (bound.has_prior and plain):
+            bound, fit = self.method.bind(2, 1.0), self.fit
+            plain = fit.weight_posterior is None and fit.constraint is None and fit.kl_weight == 1
+            why = "" if plain else " is fitted with weight_posterior, constraint or kl_weight"
+            why += "" if bound.has_prior else " has an improper prior"
+            why += " relaxes its prior" if bound.has_prior and not bound.has_density else ""
+            if why:
                 raise ConfigError(
-                    f"checks.pareto_k: expected a posterior to compare with; {type(bound).__name__}"
-                    + (" is fitted with weight_posterior or kl_weight" if not plain else "")
-                    + ("" if bound.has_prior else " has an improper prior")
+                    "checks.pareto_k: expected a posterior to compare with; "
+                    f"{type(bound).__name__}{why}"
                 )
 
     @property

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from bayesprune import datasets, diagnostics, models
@@ -28,7 +27,13 @@ from bayesprune.config import RunConfig, load_config
 from bayesprune.cost import cost, latency
 from bayesprune.criteria import Criterion
 from bayesprune.datasets import Data
-from bayesprune.errors import CheckpointError, ConfigError, DataError, PlanError
+from bayesprune.errors import (
+    BayespruneError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PlanError,
+)
 from bayesprune.estimators import Estimator
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
@@ -116,10 +121,8 @@ class _Folder:
         """The first field (of those that count) in which another run differs, in words; or ""."""
         file = self / "config.yaml"
         try:
-            theirs = yaml.safe_load(file.read_text())
-            if not isinstance(theirs, dict):
-                raise ValueError(f"expected fields, got {type(theirs).__name__}")
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            theirs = describe(load_config(file))
+        except (ConfigError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{file}: expected a configuration: {error}") from error
         ours = describe(config)
         fields = [*theirs, *ours] if names is None else names
@@ -231,8 +234,9 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
     example = fabric.to_device(data.example_input)
     groups = trace_groups(network, example, config.ignore)
     context = Context(groups, config.limits, network=network, example_input=example)
+    fitted = _fitted(config)
     rules = _rules(config, folder, context)
-    _take_fit(config, folder, context, rules)
+    _take_fit(config, folder, fitted, context, rules)
     metrics = MetricsWriter(folder / "metrics.csv")
     dense = _pretrain(config, folder, data, fabric, metrics, context)
     dense_metrics = folder.note("dense", partial(_measure, dense, data, fabric))
@@ -311,18 +315,34 @@ _FITTED = ("model", "model_args", "data", "seed", "method", "fit", "sparse", "ig
 """The fields in which runs that share a fit agree."""
 
 
-def _take_fit(config: RunConfig, folder: _Folder, context: Context, rules: Sequence[Rule]) -> None:
-    """Copy what another run has pretrained and fitted."""
-    if config.fitted is None or folder.state("fit").exists():
-        return
+def _stages(config: RunConfig) -> tuple[str, ...]:
+    """What a fit leaves; the last of them tells that it is all there."""
+    return ("pretrain", "posterior" if isinstance(config.method, Switch) else "scores", "fit")
+
+
+def _fitted(config: RunConfig) -> _Folder | None:
+    """The folder whose fit is taken over, once it is clear that it has one like it."""
+    if config.fitted is None:
+        return None
     other = _Folder(Path(config.fitted))
     if changed := other.difference(config, _FITTED):
         raise ConfigError(f"fitted: {other.path} was fitted otherwise ({changed})")
-    kind = "posterior" if isinstance(config.method, Switch) else "scores"
-    stages = ("pretrain", kind, "fit")  # the last of them tells that it is all there
-    missing = [str(other.state(n)) for n in stages if not other.state(n).exists()]
+    missing = [str(other.state(n)) for n in _stages(config) if not other.state(n).exists()]
     if missing:
         raise CheckpointError(f"fitted: {other.path} has not finished its fit: no {missing[0]}")
+    return other
+
+
+def _take_fit(
+    config: RunConfig,
+    folder: _Folder,
+    other: _Folder | None,
+    context: Context,
+    rules: Sequence[Rule],
+) -> None:
+    """Copy what another run has pretrained and fitted."""
+    if other is None or folder.state("fit").exists():
+        return
     notes = other.read_notes()
     if isinstance(config.method, Switch) and config.method.needs_keep:
         keep = folder.note("keep", partial(rules[0].counts, context))
@@ -331,8 +351,8 @@ def _take_fit(config: RunConfig, folder: _Folder, context: Context, rules: Seque
                 f"fitted: the switches of {other.path} were fitted to keep {notes.get('keep')} "
                 f"channels, here they are to keep {keep}; fit anew"
             )
-    for name in ("dense", "held_out/dense"):
-        if name in notes:
+    for name in notes:
+        if name in ("dense", "held_out/dense") or name.startswith("diagnostics/"):
             folder.note(name, lambda value=notes[name]: value)
     metrics = MetricsWriter(folder / "metrics.csv")
     rows = _read_metrics(other / "metrics.csv")
@@ -340,7 +360,7 @@ def _take_fit(config: RunConfig, folder: _Folder, context: Context, rules: Seque
         found = [{k: v for k, v in row.items() if v} for row in rows if row["stage"] == stage]
         if found:
             metrics.write(stage, found)
-    for name in stages:
+    for name in _stages(config):
         save_state(folder.state(name), load_state(other.state(name)))
 
 
@@ -546,7 +566,10 @@ def _check_posterior(
 
     def pareto_k() -> dict[str, Any]:
         found = diagnostics.pareto_k(switched, data.train_plain, num_draws=checks.pareto_k)
-        return entry(found, found.k, found.threshold)
+        noted = entry(found, found.k, found.threshold)
+        if config.data.augment != "none":
+            noted["verdict"] += "; measured on the training images as they are, not augmented"
+        return noted
 
     def restarts() -> dict[str, Any]:
         found = diagnostics.restarts(again, count=checks.restarts + 1, seed=config.seed)
@@ -564,12 +587,19 @@ def _check_posterior(
 
     named = {
         "Pareto k-hat": (checks.pareto_k, pareto_k),
-        "restarts, largest R-hat": (checks.restarts, restarts),
-        "predictions averaged over gates, NLL": (checks.averaged, averaged),
+        "largest R-hat of restarts": (checks.restarts, restarts),
+        "NLL of averaged predictions": (checks.averaged, averaged),
     }
+
+    def tried(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return check()
+        except BayespruneError as error:  # the fit is not lost for a check
+            return {"value": None, "threshold": None, "verdict": f"could not be made: {error}"}
+
     for name, (wanted, check) in named.items():
         if wanted:
-            folder.note(f"diagnostics/{name}", check)
+            folder.note(f"diagnostics/{name}", partial(tried, check))
 
 
 def _estimator(config: RunConfig) -> Estimator:
@@ -654,7 +684,8 @@ def _scratch(
     if settings is None:
         return None
     torch.manual_seed(config.seed)
-    network = remove_channels(dense, plan, fabric.to_device(data.example_input))
+    fresh = fabric.to_device(models.load(config.model, **config.model_args))
+    network = remove_channels(fresh, plan, fabric.to_device(data.example_input))
     for module in network.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):

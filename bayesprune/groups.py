@@ -1039,7 +1039,7 @@ def _selection(
         return
     name = getattr(func, "__name__", "")
     index = _argument(args, kwargs, 2, "index")
-    if name == "index_select" and tracer.name(index) is not None:
+    if name == "index_select" and "." in (tracer.name(index) or ""):
         # Each entry of a module's index makes a channel of its own, which leaves with it.
         tracer.freeze(args[0], f"is picked by position by {name} in {tracer.where}")
         dim, out = _argument(args, kwargs, 1, "dim"), tracer.new_ids(len(index))

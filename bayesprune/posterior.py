@@ -186,10 +186,13 @@ class SwitchPosterior:
                     f"{name}: asked for the best {k} of {switch.size} channels; expected an "
                     f"integer from 1 to {switch.size}"
                 )
-        probability = {}
+        probability, generator = {}, torch.Generator().manual_seed(0)
         for name, draws in self.sample(RANK_DRAWS).items():
             k = counts[name]
-            best = torch.zeros_like(draws).scatter_(1, draws.topk(k, dim=1).indices, 1.0)
+            # In an order of its own for each draw, so that chance decides between equal gates.
+            order = torch.rand(draws.shape, generator=generator).argsort(1)
+            places = draws.gather(1, order).topk(k, dim=1).indices
+            best = torch.zeros_like(draws).scatter_(1, order.gather(1, places), 1.0)
             probability[name] = best.mean(0)
         return probability
 
@@ -300,7 +303,8 @@ class SwitchPosterior:
         arviz.InferenceData or xarray.DataTree
             Whichever the installed ArviZ uses. Groups ``posterior`` and ``prior`` with `gate`
             (chain, draw, switch), ``sample_stats`` with the log density of each draw under the
-            guide and under the prior (neither draws nor density of an improper prior),
+            guide and under the prior (neither draws nor density of an improper prior, no density
+            of a prior on points that the factor relaxes),
             ``constant_data`` with the moments and `kept`, and ``fit_history``. A `switch` is named
             ``layer:channel``, with the original index; `layer` and `channel` are coordinates of it
             as well. With `switched` and `loader` also ``log_likelihood`` (chain, draw, example)
@@ -361,10 +365,12 @@ class SwitchPosterior:
         }
         if plan is not None:
             kept = [
-                np.isin(self.channels[name].numpy(), plan.kept.get(name, [])) for name in self.names
+                np.isin(units := self.channels[name].numpy(), plan.kept.get(name, units))
+                for name in self.names
             ]
             constant["kept"] = ("switch", np.concatenate(kept).astype(np.int8))
-        densities = {"lp_guide": guide, **({"lp_prior": prior} if self.has_prior else {})}
+        comparable = all(switch.has_density for switch in self.switches.values())
+        densities = {"lp_guide": guide, **({"lp_prior": prior} if comparable else {})}
         datasets = {
             "posterior": draws(gates),
             "sample_stats": xr.Dataset(

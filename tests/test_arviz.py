@@ -41,3 +41,9 @@ def test_r_hat_and_effective_size():
     assert np.isnan(r_hat[2])
     assert 1500 < size[0] < 2600
     assert size[1] < 50
+
+
+def test_equal_weights_have_no_tail():
+    smoothed, k = _arviz.pareto_smooth(np.full(100, -3.0))
+    assert k == -np.inf
+    np.testing.assert_allclose(np.exp(smoothed), 0.01)

@@ -86,7 +86,7 @@ def test_a_budget_of_another_kind_says_how(capsys, folder, tmp_path):
     (tmp_path / "c.yaml").write_text(
         (folder / "config.yaml")
         .read_text()
-        .replace("KeepFraction", "Budget")
+        .replace("rules.KeepFraction", "budget.Budget")
         .replace("fraction: 0.5", "macs: 0.5")
     )
     words = ["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]

@@ -18,6 +18,7 @@ from bayesprune.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    FitError,
     PlanError,
     TraceError,
 )
@@ -249,11 +250,11 @@ def test_checks_of_the_posterior_are_reported(finished, tmp_path) -> None:
     found = run.summary["diagnostics"]
     assert list(found) == [
         "Pareto k-hat",
-        "restarts, largest R-hat",
-        "predictions averaged over gates, NLL",
+        "largest R-hat of restarts",
+        "NLL of averaged predictions",
     ]
     assert found["Pareto k-hat"]["threshold"] == pytest.approx(0.5)
-    assert found["restarts, largest R-hat"]["value"] >= 1
+    assert found["largest R-hat of restarts"]["value"] >= 1
     page = (run.folder / "report.html").read_text()
     assert "Vehtari et al." in page
     assert "Not measured in this run" not in page
@@ -267,7 +268,7 @@ def test_checks_of_the_posterior_are_reported(finished, tmp_path) -> None:
         ({"checks__restarts": "-1"}, "checks.restarts: expected 0 or at least 1, got -1"),
         (
             {"checks__pareto_k": "100", "fit__kl_weight": "0.5"},
-            "checks.pareto_k: .* Dirichlet is fitted with weight_posterior or kl_weight",
+            "checks.pareto_k: .* Dirichlet is fitted with weight_posterior, constraint or",
         ),
         ({"checks__averaged": "3", "fitted": "runs/a"}, "checks: expected switches that this run"),
     ],
@@ -277,9 +278,36 @@ def test_checks_that_cannot_be_made_are_refused(changed, said) -> None:
         config(**changed)
 
 
+def test_a_check_that_fails_does_not_lose_the_fit(finished, tmp_path, monkeypatch) -> None:
+    def failing(*arguments: object, **options: object) -> None:
+        raise FitError("pareto_k: expected finite log weights")
+
+    monkeypatch.setattr(experiment.diagnostics, "pareto_k", failing)
+    args = {"dense": str(finished.folder / "dense.safetensors"), "finetune__epochs": "0"}
+    run = bp.run_experiment(config(checks__pareto_k="100", **args), tmp_path / "run")
+    noted = run.summary["diagnostics"]["Pareto k-hat"]
+    assert noted["verdict"] == "could not be made: pareto_k: expected finite log weights"
+
+
+def test_risk_is_of_the_network_without_folded_gates(finished, tmp_path) -> None:
+    args = options(dense=str(finished.folder / "dense.safetensors"), finetune__epochs="0")
+    for name in ("--select.macs", "--select.step", "--method.total"):
+        del args[args.index(name) : args.index(name) + 2]
+    args[args.index("--select") + 1] = "RiskBudget"
+    args += ["--select.delta", "0.5", "--select.num_draws", "5"]
+    with pytest.raises(ConfigError, match="set fit.fold to false"):
+        bp.config.parse_config(args)
+    run = bp.run_experiment(
+        bp.config.parse_config([*args, "--fit.fold", "false"]), tmp_path / "run"
+    )
+    assert run.summary["pruned"]["macs"] <= run.summary["dense"]["macs"]
+
+
 def test_an_improper_prior_has_no_k_hat() -> None:
     with pytest.raises(ConfigError, match="NormalJeffreys has an improper prior"):
         bp.config.parse_config(fitted_options("NormalJeffreys", "0.5", checks__pareto_k="100"))
+    with pytest.raises(ConfigError, match="SpikeAndSlab relaxes its prior"):
+        bp.config.parse_config(fitted_options("SpikeAndSlab", "0.5", checks__pareto_k="100"))
 
 
 def fitted_options(method: str, macs: str, **changed) -> list[str]:
@@ -297,7 +325,7 @@ def test_the_fit_of_another_run(method, tmp_path, monkeypatch) -> None:
     anew = run("anew", fitted_options(method, "0.3"))
     folder = str(first.folder)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "fit_switches", None)
+        patch.setattr(experiment, "fit_switches", lambda *args, **kwargs: 1 / 0)
         patch.setattr(bp.penalties.GroupLasso, "train", None)
         again = run("again", fitted_options(method, "0.3", fitted=folder))
     assert numbers(again.folder) == numbers(anew.folder)
@@ -313,6 +341,7 @@ def test_the_fit_of_another_run_must_be_there_and_fit(finished, tmp_path) -> Non
         )
     with pytest.raises(CheckpointError, match=r"config\.yaml: expected a configuration"):
         bp.run_experiment(config(fitted=str(tmp_path / "none")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     shutil.copytree(finished.folder, tmp_path / "copy")
     (tmp_path / "copy/state/posterior.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"copy has not finished its fit: no .*posterior"):

@@ -218,7 +218,7 @@ def test_to_arviz(posterior):
     constant = data["constant_data"]
     np.testing.assert_allclose(constant["mean"][:5], posterior.mean["conv"])
     np.testing.assert_allclose(constant["sd"][:5], posterior.sd["conv"])
-    assert constant["kept"].values.tolist() == [0, 1, 0, 0, 1] + [1, 1, 1, 0, 0, 0, 0] + 3 * [0]
+    assert constant["kept"].values.tolist() == [0, 1, 0, 0, 1] + [1, 1, 1, 0, 0, 0, 0] + 3 * [1]
     assert data["fit_history"]["elbo"].values.tolist() == [-2.1, -1.7]
     assert data["fit_history"]["epoch"].values.tolist() == [1, 2]
 
@@ -533,3 +533,24 @@ def test_a_switch_of_the_users_own(tmp_path, monkeypatch):
     assert isinstance(again.switches["conv"], Switch)
     assert repr(again.switches["conv"]) == "Mine(half=0.2, size=4)"
     assert torch.equal(again.mean["conv"], posterior.mean["conv"])
+
+
+@pytest.mark.parametrize("family", ["Bernoulli", "HardConcrete"])
+def test_chance_decides_between_equal_gates(family):
+    switch = getattr(bp.switches, family)(init_probability=0.5).bind(8)
+    posterior = bp.SwitchPosterior({"conv": switch}, history=[])
+    found = posterior.rank_probability(4)["conv"]
+    # Standard error 0.008 from 4000 draws.
+    torch.testing.assert_close(found, torch.full((8,), 0.5), atol=0.04, rtol=0)
+
+
+def test_groups_that_a_plan_leaves_out_stay_whole():
+    switches = {name: bp.switches.Dirichlet().bind(3) for name in ("a", "b")}
+    posterior = bp.SwitchPosterior(switches, history=[])
+    draws = posterior.to_arviz(10, plan=bp.PruningPlan({"a": [1]}, {"a": 3}))
+    assert draws["constant_data"]["kept"].values.tolist() == [0, 1, 0, 1, 1, 1]
+
+
+def test_a_relaxed_prior_has_no_density_to_compare():
+    posterior = bp.SwitchPosterior({"a": bp.switches.SpikeAndSlab().bind(3)}, history=[])
+    assert set(posterior.to_arviz(10)["sample_stats"].data_vars) == {"lp_guide"}

@@ -15,7 +15,7 @@ from bayesprune.cost import CostModel, cost
 from bayesprune.errors import PlanError, TraceError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups, trace_groups
-from bayesprune.selection import PruningPlan
+from bayesprune.plan import PruningPlan
 from bayesprune.surgery import remove_channels
 
 ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {}

@@ -39,6 +39,21 @@ def check_posterior(switched: SwitchedNetwork, what: str) -> None:
         )
 
 
+def check_density(switched: SwitchedNetwork, what: str) -> None:
+    """`check_posterior`, and ConfigError where a factor relaxes a prior on single points."""
+    check_posterior(switched, what)
+    relaxed = [
+        f"{name} ({type(switch).__name__})"
+        for name, switch in switched.guide.items()
+        if not switch.has_density
+    ]
+    if relaxed:
+        raise ConfigError(
+            f"{what}: expected factors over the values that the prior allows; these relax a prior "
+            f"on single points, so that their densities do not compare: {', '.join(relaxed)}"
+        )
+
+
 def gates_of(switched: SwitchedNetwork, values: Latents) -> dict[str, Tensor]:
     """The gates that values of the sites make, shape ``(..., C)``."""
     return {name: switch.gate(values[name]) for name, switch in switched.guide.items()}

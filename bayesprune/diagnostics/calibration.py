@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -165,7 +166,9 @@ def simulation_based_calibration(
             f"bins: expected a divisor of num_draws + 1 = {num_draws + 1}, got {bins}"
         )
     check_posterior(switched, "simulation_based_calibration")
-    device, items = device_of(switched), dict(switched.guide.items())
+    device, items = device_of(switched), copy.deepcopy(dict(switched.guide.items()))
+    for switch in items.values():
+        switch.anneal(1.0)  # the prior at the end of a fit
     with seeded(seed, device):
         truths = {name: switch.prior_sample(num_simulations) for name, switch in items.items()}
     truths = {name: gates.detach() for name, gates in truths.items()}

@@ -63,7 +63,8 @@ class PlanRisk(Diagnostic):
     def verdict(self) -> str:
         low, middle, high = self.rise.quantile(self.rise.new_tensor([0.05, 0.5, 0.95])).tolist()
         return (
-            f"expected loss {self.expected_loss:.4g} per example; the plan raises it by "
+            f"expected loss {self.expected_loss:.4g} per example, with all channels "
+            f"{self.whole.mean():.4g}; the plan raises it by "
             f"{middle:.3g} (90% of {len(self.loss)} draws from {low:.3g} to {high:.3g}); regret "
             f"{self.regret:.3g} against the draw's own best channels (without a threshold: "
             "RiskBudget takes yours)"

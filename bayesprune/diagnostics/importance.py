@@ -14,7 +14,7 @@ from bayesprune._arviz import pareto_smooth
 from bayesprune._modes import evaluating
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
 from bayesprune.diagnostics._joint import (
-    check_posterior,
+    check_density,
     device_of,
     gates_of,
     log_likelihood,
@@ -135,7 +135,7 @@ def pareto_k(
     2018.
     """
     at_least(100, num_draws=num_draws)
-    check_posterior(switched, "pareto_k")
+    check_density(switched, "pareto_k")
     device = device_of(switched)
     values: dict[str, Any] = {}
     with evaluating(switched):

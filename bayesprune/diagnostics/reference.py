@@ -21,7 +21,7 @@ from bayesprune._arviz import container, ess, rhat
 from bayesprune._modes import evaluating
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, has_display
 from bayesprune.diagnostics._joint import (
-    check_posterior,
+    check_density,
     device_of,
     gates_of,
     log_likelihood,
@@ -271,7 +271,7 @@ def nuts(
     """
     at_least(1, warmup=warmup, chains=chains)
     at_least(4, num_draws=num_draws)
-    check_posterior(switched, "nuts")
+    check_density(switched, "nuts")
     guide = switched.guide
     latents = 0
     for name, switch in guide.items():

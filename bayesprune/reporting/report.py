@@ -262,13 +262,24 @@ def verdict(data: ReportData) -> list[tuple[str, str]]:
         "confident. They say how clearly the gates are ranked, not how much the network would lose "
         "without a channel."
     )
-    checks = data.summary.get("diagnostics")
+    checks = _checks(data.summary)
     trust += (
-        f" Checked by: {', '.join(map(str, checks))}; see below."
+        f" Checks: {'; '.join(_outcome(name, check) for name, check in checks.items())}."
         if checks
         else " How good the approximation is was not measured in this run."
     )
     return [*said, ("How sure", _certainty(data.posterior, data.plan)), ("On what grounds", trust)]
+
+
+def _outcome(name: str, check: Mapping[str, Any]) -> str:
+    """Say in words how a check of the approximation went."""
+    value, threshold = check.get("value"), check.get("threshold")
+    if value is None:
+        return f"{name} could not be measured"
+    if threshold is None:
+        return f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+    kind = "passed" if value <= threshold else "failed"
+    return f"{name} {value:.3g} {kind} (threshold {threshold:.3g})"
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -448,11 +459,8 @@ def _share(gap: float) -> str:
     return f"{100 * gap:.2f} points"
 
 
-def _diagnostics(summary: Mapping[str, Any]) -> _Table | None:
-    """Checks of the approximation, as the run recorded them."""
-    entries = summary.get("diagnostics")
-    if not entries:
-        return None
+def _checks(summary: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    entries = summary.get("diagnostics") or {}
     if not isinstance(entries, Mapping) or not all(
         isinstance(entry, Mapping) for entry in entries.values()
     ):
@@ -460,6 +468,14 @@ def _diagnostics(summary: Mapping[str, Any]) -> _Table | None:
             f"diagnostics: expected a mapping of names to value, threshold, verdict and source, "
             f"got {entries!r}"
         )
+    return entries
+
+
+def _diagnostics(summary: Mapping[str, Any]) -> _Table | None:
+    """Checks of the approximation, as the run recorded them."""
+    entries = _checks(summary)
+    if not entries:
+        return None
 
     def write(value: Any) -> str:
         return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -54,12 +54,15 @@ class RiskBudget(Rule):
     def __init__(
         self, delta: float, probability: float = 0.95, num_draws: int = 100, step: float = 0.05
     ) -> None:
-        if not 0 < delta < math.inf or not 0 < probability < 1 or not 0 < step < 1:
+        numbers = (delta, probability, step)
+        if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers) or not (
+            0 < delta < math.inf and 0 < probability < 1 and 0 < step < 1
+        ):
             raise ConfigError(
                 "RiskBudget: expected delta above 0, probability and step in (0, 1), got "
                 f"{delta}, {probability} and {step}"
             )
-        if not isinstance(num_draws, int) or num_draws < 1:
+        if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
             raise ConfigError(f"RiskBudget: num_draws must be at least 1, got {num_draws!r}")
         self.delta = delta
         self.probability = probability

@@ -68,6 +68,12 @@ class Site(NamedTuple):
             prior = prior.base_dist
         return not isinstance(prior, Improper)
 
+    @property
+    def is_relaxed(self) -> bool:
+        """Whether the factor is a density over what the prior gives to single points."""
+        prior, factor = self.prior.support, self.factor.support
+        return bool(prior.is_discrete and not factor.is_discrete)  # type: ignore[union-attr]
+
 
 class _AbstractModuleMeta(type(PyroModule), ABCMeta):
     """Lets a Pyro module have abstract methods."""
@@ -151,6 +157,12 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
     def has_prior(self) -> bool:
         """Whether the prior of the gates is a probability distribution."""
         return all(site.is_proper for site in self.sites().values())
+
+    @property
+    def has_density(self) -> bool:
+        """Whether prior and factor of all sites have densities that can be compared."""
+        sites = self.sites().values()
+        return self.has_prior and not any(site.is_relaxed for site in sites)
 
     def prior_sample(self, num_draws: int) -> Tensor:
         """Gates drawn from the prior, shape ``(num_draws, C)``.

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from bayesprune.errors import DataError, PlanError
+from bayesprune.plan import PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.reporting.report import ReportData, write_report
-from bayesprune.selection import PruningPlan
 from bayesprune.switches import Dirichlet
 
 DENSE = {
@@ -280,7 +280,7 @@ def test_checks_of_the_approximation(tmp_path: Path) -> None:
         "Check Value Verdict Pareto k-hat 1.31 (threshold 0.7) <too far> [Vehtari et al., 2024] "
         "Restarts 3 fits –" in words
     )
-    assert "Checked by: Pareto k-hat, Restarts; see below." in words
+    assert "Checks: Pareto k-hat 1.31 failed (threshold 0.7); Restarts 3 fits." in words
     assert "Not measured in this run" not in words
 
 
