@@ -29,6 +29,42 @@ def test_exact_posteriors_are_calibrated(toy):
     assert "no miscalibration" in found.verdict
 
 
+def test_fits_of_an_exact_family_are_calibrated(gaussian):
+    found = simulation_based_calibration(
+        gaussian.switched(),
+        gaussian.simulate,
+        lambda loader, seed: gaussian.svi(loader, seed)[1],
+        num_simulations=50,
+        progress=False,
+    )
+    assert found.p > 0.01
+
+
+def test_truths_have_the_mass_that_a_fit_ends_with(dirichlet):
+    switched = bp.SwitchedNetwork(
+        dirichlet.network,
+        dirichlet.groups,
+        bp.switches.Dirichlet(concentration=1.0, total="anneal"),
+        num_data=dirichlet.examples,
+        keep=2 / dirichlet.channels,
+    )
+    masses = []
+
+    def simulate(gates, seed):
+        masses.append(gates["0"].sum().item())
+        return dirichlet.simulate({"0": gates["0"] / gates["0"].sum()}, seed)
+
+    simulation_based_calibration(
+        switched,
+        simulate,
+        lambda loader, seed: dirichlet.posterior(loader),
+        num_simulations=50,
+        progress=False,
+    )
+    assert masses == pytest.approx([2.0] * 50)
+    assert switched.guide.switches[0].mass.item() == dirichlet.channels  # untouched
+
+
 def test_overconfident_posteriors_are_found_out(toy):
     found = calibrate(toy, factor=2.5)
     assert found.p < 1e-6
