@@ -234,7 +234,7 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
     example = fabric.to_device(data.example_input)
     groups = trace_groups(network, example, config.ignore)
     context = Context(groups, config.limits, network=network, example_input=example)
-    fitted = _fitted(config)
+    fitted = _fitted(config, folder)
     rules = _rules(config, folder, context)
     _take_fit(config, folder, fitted, context, rules)
     metrics = MetricsWriter(folder / "metrics.csv")
@@ -320,9 +320,9 @@ def _stages(config: RunConfig) -> tuple[str, ...]:
     return ("pretrain", "posterior" if isinstance(config.method, Switch) else "scores", "fit")
 
 
-def _fitted(config: RunConfig) -> _Folder | None:
-    """The folder whose fit is taken over, once it is clear that it has one like it."""
-    if config.fitted is None:
+def _fitted(config: RunConfig, folder: _Folder) -> _Folder | None:
+    """The folder whose fit is to be taken over, once it is clear that it has one like it."""
+    if config.fitted is None or folder.state("fit").exists():
         return None
     other = _Folder(Path(config.fitted))
     if changed := other.difference(config, _FITTED):
@@ -341,7 +341,7 @@ def _take_fit(
     rules: Sequence[Rule],
 ) -> None:
     """Copy what another run has pretrained and fitted."""
-    if other is None or folder.state("fit").exists():
+    if other is None:
         return
     notes = other.read_notes()
     if isinstance(config.method, Switch) and config.method.needs_keep:

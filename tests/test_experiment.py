@@ -330,6 +330,12 @@ def test_the_fit_of_another_run(method, tmp_path, monkeypatch) -> None:
         again = run("again", fitted_options(method, "0.3", fitted=folder))
     assert numbers(again.folder) == numbers(anew.folder)
     assert again.summary["pruned"]["macs"] < first.summary["pruned"]["macs"]
+    (again.folder / "summary.json").unlink()
+    first.folder.rename(tmp_path / "moved")  # what was taken over is no longer needed
+    args = fitted_options(method, "0.3", fitted=folder)
+    resumed = bp.run_experiment(bp.config.parse_config(args), again.folder, resume=True)
+    assert numbers(resumed.folder) == numbers(anew.folder)
+    (tmp_path / "moved").rename(first.folder)
     with pytest.raises(ConfigError, match=r"was fitted otherwise \(seed: 0 there, 1 asked for\)"):
         run("other", fitted_options(method, "0.3", fitted=folder, seed="1"))
 
