@@ -276,6 +276,12 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
     write_text_atomic(folder / "summary.json", json.dumps(summary, indent=1))
 
 
+def _placed(network: nn.Module, config: RunConfig, fabric: Fabric) -> nn.Module:
+    """The network where and how it is computed."""
+    fabric.to_device(network)
+    return network.to(memory_format=torch.channels_last) if config.fabric.channels_last else network
+
+
 def _network(config: RunConfig, data: Data, fabric: Fabric) -> nn.Module:
     """The network before the first stage, tried on an image."""
     torch.manual_seed(config.seed)
@@ -288,7 +294,9 @@ def _network(config: RunConfig, data: Data, fabric: Fabric) -> nn.Module:
             f"{config.model} does not take images of {config.data.name} "
             f"{tuple(data.example_input.shape[1:])}: {type(error).__name__}: {error}"
         ) from error
-    return network if config.dense is None else load_pruned(config.dense, network)
+    if config.dense is not None:
+        network = load_pruned(config.dense, network)
+    return _placed(network, config, fabric)
 
 
 def _rules(config: RunConfig, folder: _Folder, context: Context) -> list[Rule]:
@@ -462,7 +470,8 @@ def _rounds(
             seconds = round(time.perf_counter() - started, 2)
             folder.note(f"seconds/select{suffix}", lambda value=seconds: value)
         step = PruningPlan.load(file)
-        network = remove_channels(network, step, example, groups=context.groups)
+        cut = remove_channels(network, step, example, groups=context.groups)
+        network = _placed(cut, config, fabric)
         plan = plan.then(step)
         folder.note(f"held_out/cut{suffix}", partial(evaluate, network, data.validation))
         network = _finetune(config, folder, data, fabric, metrics, network, dense, suffix)
@@ -685,7 +694,8 @@ def _scratch(
         return None
     torch.manual_seed(config.seed)
     fresh = fabric.to_device(models.load(config.model, **config.model_args))
-    network = remove_channels(fresh, plan, fabric.to_device(data.example_input))
+    cut = remove_channels(fresh, plan, fabric.to_device(data.example_input))
+    network = _placed(cut, config, fabric)
     for module in network.modules():
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):

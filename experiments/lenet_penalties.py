@@ -29,33 +29,34 @@ TASKS = {
     "lenet5_mnist": ("lenet5_mnist_penalties.yaml", (168_100, 100_000)),
     "lenet300_100_fashion": ("lenet300_100_fashion.yaml", (32_600, 20_000)),
 }
+SEARCH_AUGMENT = {"lenet5_mnist": "shift", "lenet300_100_fashion": "shift_flip"}
 EPOCHS = {"lenet5_mnist": 2, "lenet300_100_fashion": 5}  # of sparse training, as in the files
-KEEP = (0.05, 0.1, 0.2, 0.4)
+KEEP = (0.05, 0.1, 0.2, 0.4, 0.6)
 STRENGTHS = (0.01, 0.03, 0.06, 0.12)
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "GroupLasso": ("strength", STRENGTHS),
     "SparseGroupLasso": ("strength", STRENGTHS),
     "ElasticGroupLasso": ("strength", STRENGTHS),
     "DebiasedElasticGroupLasso": ("strength", STRENGTHS),
-    "ExclusiveLasso": ("strength", (0.01, 0.1, 0.3, 1.0)),
-    "GSS212": ("strength", (0.3, 1.0, 2.0, 4.0)),
+    "ExclusiveLasso": ("strength", (0.003, 0.01, 0.1, 0.3, 1.0)),
+    "GSS212": ("strength", (0.1, 0.3, 1.0, 2.0, 4.0)),
     "GSS121": ("strength", (0.01, 0.03, 0.1, 0.3)),
-    "GSSAuxiliary": ("strength", (0.3, 1.0, 2.0, 4.0)),
+    "GSSAuxiliary": ("strength", (0.1, 0.3, 1.0, 2.0, 4.0)),
     "GroupHoyerSquare": ("strength", (0.003, 0.01, 0.03, 0.1)),
     "SmoothedHoyerGroupHalf": ("strength", (0.003, 0.01, 0.03, 0.1)),
-    "Spred": ("strength", (1e-3, 3e-3, 1e-2, 3e-2)),
+    "Spred": ("strength", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
     "BayesL1Trim": ("strength", (0.1, 0.3, 1.0, 3.0)),
-    "SparseStructureSelection": ("strength", (0.003, 0.01, 0.03, 0.06)),
+    "SparseStructureSelection": ("strength", (0.001, 0.003, 0.01, 0.03, 0.06)),
     "ADMM": ("keep", KEEP),
     "GReg1": ("keep", KEEP),
     "GReg2": ("keep", KEEP),
-    "GroupGReg": ("growth", (1e-5, 1e-4, 1e-3, 1e-2)),
-    "GroupPruner": ("strength", (1e-4, 1e-3, 1e-2, 1e-1)),
+    "GroupGReg": ("growth", (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)),
+    "GroupPruner": ("strength", (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
     "SoftFilterPruning": ("keep", KEEP),
     "Lasso": ("strength", (1e-4, 3e-4, 1e-3, 3e-3)),
     "Hoyer": ("strength", (1e-3, 3e-3, 1e-2, 3e-2)),
     "HoyerSquare": ("strength", (1e-5, 1e-4, 1e-3, 1e-2)),
-    "TransformedLasso": ("strength", (1e-4, 3e-4, 1e-3, 3e-3)),
+    "TransformedLasso": ("strength", (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),
     "ElementSpred": ("strength", (1e-4, 3e-4, 1e-3, 3e-3)),
     "SNIP": ("keep", (0.02, 0.05, 0.1, 0.2)),
 }
@@ -88,7 +89,8 @@ def choose(task: str, name: str, dense: Path, runs: Path) -> tuple[str, float]:
         if str(value) in tried:
             continue
         started = time.perf_counter()
-        config = configuration(task, name, 0, dense, f"--method.{setting}", str(value))
+        given = [f"--method.{setting}", str(value), "--data.augment", SEARCH_AUGMENT[task]]
+        config = configuration(task, name, 0, dense, *given)
         data = datasets.load(config.data, 0)
         network = bp.load_pruned(dense, bp.models.load(config.model))
         groups = bp.trace_groups(network, data.example_input)

@@ -451,6 +451,26 @@ def test_a_run_that_trains_nothing(tmp_path):
     assert bp.load_run(tmp_path / "run").plan == run.plan
 
 
+def test_weights_in_channels_last_order(tmp_path, monkeypatch):
+    trained = {}
+
+    def noted(network, *args, stage, **options):
+        weights = [p for p in network.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+        last = [p.is_contiguous(memory_format=torch.channels_last) for p in weights]
+        trained[stage] = weights != [] and all(last)
+        return train_network(network, *args, stage=stage, **options)
+
+    train_network = bp.experiment.train_network
+    monkeypatch.setattr(bp.experiment, "train_network", noted)
+    epochs = {f"{stage}__epochs": "1" for stage in ("pretrain", "finetune", "scratch")}
+    run = bp.run_experiment(quick(fabric__channels_last="true", **epochs), tmp_path / "last")
+    assert trained == dict.fromkeys(("pretrain", "finetune", "scratch"), True)
+    other = bp.run_experiment(quick(**epochs), tmp_path / "first")
+    assert not any(trained.values())
+    for stage in ("dense", "pruned", "scratch"):
+        assert run.summary[stage]["nll"] == pytest.approx(other.summary[stage]["nll"], rel=1e-3)
+
+
 def test_ignored_modules_stay_whole(tmp_path):
     run = bp.run_experiment(quick(ignore="[conv2]", select__count="4"), tmp_path / "run")
     assert "conv2" not in run.plan.kept

@@ -32,7 +32,7 @@ TASKS = {
 }
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5)  # of a layer's standard deviation
 MARGIN = 0.02  # what the mask may cost before retraining, in held-out error
-RETRAIN = 5  # epochs
+RETRAIN = 3  # epochs
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "Lasso": ("strength", (1e-5, 1e-4, 1e-3)),
     "Hoyer": ("strength", (1e-3, 1e-2, 1e-1)),
@@ -51,6 +51,7 @@ def train(task: str, name: str, value: float, seed: int, dense: Path) -> tuple[A
     config = parse_config([*options, f"--method.{METHODS[name][0]}", str(value)])
     data = datasets.load(config.data, seed)
     network = bp.load_pruned(dense, bp.models.load(config.model))
+    network.to(memory_format=torch.channels_last)
     groups = bp.trace_groups(network, data.example_input)
     assert isinstance(config.method, penalties.Penalty)
     fit = config.method.train(network, groups, data.train, config.sparse, seed=seed, progress=False)
