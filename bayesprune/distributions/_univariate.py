@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -35,12 +36,12 @@ class Univariate(TorchDistribution):
         return new
 
 
+_rule = cache(np.polynomial.legendre.leggauss)  # takes longer to make than to use
+
+
 def gauss_legendre(low: Tensor, high: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on ``[low, high]``, along a new last dimension, in double precision."""
-    nodes, weights = (
-        torch.as_tensor(array, device=low.device)
-        for array in np.polynomial.legendre.leggauss(num_nodes)
-    )
+    nodes, weights = (torch.as_tensor(array, device=low.device) for array in _rule(num_nodes))
     half = ((high - low) / 2).unsqueeze(-1)
     return low.unsqueeze(-1) + half * (1 + nodes), half * weights
 
