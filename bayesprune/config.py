@@ -99,7 +99,7 @@ class RunConfig:
         ``bayesprune:NAME``, ``torchvision:NAME`` or ``python.path:factory``.
     data : DataConfig
     method : Switch, Penalty or Criterion
-        What scores the channels.
+        What scores the channels; in YAML and on the command line also ``auto``, see `AUTO`.
     select : Rule, optional
         What decides how many stay. By default what the switch family brings: `EvidenceStop` where
         the evidence is in closed form, else its own rule.
@@ -201,6 +201,19 @@ class RunConfig:
         return yaml.safe_dump(describe(self), sort_keys=False, allow_unicode=True)
 
 
+AUTO: dict[str, Any] = {
+    "method": {"class_path": "Dirichlet", "init_args": {"total": "anneal"}},
+    "fit": {"epochs": 6, "train_weights": True},
+    "finetune": {
+        "epochs": 40,
+        "learning_rate": 2e-3,
+        "average": 0.999,
+        "distill": {"weight": 0.7, "temperature": 4.0},
+    },
+}
+"""What ``method: auto`` stands for; docs/results tells why. Fields that are given win."""
+
+
 def config_parser() -> ArgumentParser:
     """The parser of all fields of a `RunConfig`, and of ``--config FILE``."""
     parser = ArgumentParser(prog="bayesprune run CONFIG", exit_on_error=False)
@@ -212,6 +225,8 @@ def config_parser() -> ArgumentParser:
 def parse_config(arguments: Sequence[str]) -> RunConfig:
     """A configuration from options: ``--config FILE`` and ``--field.name value``, later ones win.
 
+    The method ``auto``, in a file or as an option, is replaced by the recipe `AUTO`.
+
     Raises
     ------
     ConfigError
@@ -219,10 +234,46 @@ def parse_config(arguments: Sequence[str]) -> RunConfig:
     """
     parser = config_parser()
     try:
-        built = parser.instantiate(parser.parse_args(list(arguments)))
+        built = parser.instantiate(parser.parse_args(_with_recipe(list(arguments))))
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     return RunConfig(**{f.name: built[f.name] for f in fields(RunConfig)})
+
+
+def _with_recipe(arguments: list[str]) -> list[str]:
+    """The options after those of `AUTO`, without other methods, if the last one named is that."""
+    # Options, the method they name if any, and what is left of them without it.
+    parts: list[tuple[list[str], Any, list[str]]] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in ("--config", "--method"):
+            parts.append(([word], None, []))
+            continue
+        option = [name, value if equals else next(words, "")]
+        if name == "--method":
+            parts.append((option, option[1], []))
+        else:
+            content = _mapping(option[1])
+            method = content.pop("method", None)
+            parts.append((option, method, [name, yaml.safe_dump(content, sort_keys=False)]))
+    named = [method for _, method, _ in parts if method is not None]
+    auto = named[-1:] == ["auto"]
+    result = ["--config", yaml.safe_dump(AUTO)] if auto else []
+    for option, method, rest in parts:
+        gone = method is not None and (auto or method == "auto")
+        result += rest if gone else option
+    return result
+
+
+def _mapping(config: str) -> dict[str, Any]:
+    """What a YAML file holds, as far as it is a mapping; the parser complains about the rest."""
+    try:
+        with open(config, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def load_config(path: str | os.PathLike[str]) -> RunConfig:

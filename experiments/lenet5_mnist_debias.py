@@ -18,7 +18,7 @@ from bayesprune.experiment import run_experiment
 
 HERE = Path(__file__).parent
 METHODS = {"egl": "ElasticGroupLasso", "degl": "DebiasedElasticGroupLasso"}
-STRENGTHS = (0.05, 0.1, 0.2, 0.4)
+STRENGTHS = (0.025, 0.05, 0.1)
 
 
 def main() -> None:

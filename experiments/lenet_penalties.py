@@ -2,12 +2,13 @@
 
     python experiments/lenet_penalties.py TASK DENSE_0 DENSE_1 DENSE_2 [--only NAME …]
 
-TASK is lenet5_mnist or lenet300_100_fashion; DENSE_i is the ``dense.safetensors`` of a run with
-seed i. For each method the setting that its grid varies is chosen with seed 0: the network is
-trained sparsely, cut to either budget and fine-tuned for 2 epochs, and the sum of the held-out
-losses decides. The runs are then what `bayesprune run experiments/TASK….yaml` does; the run at the
-second budget takes over the fit of the first. What is done already is left alone, so the script can
-be interrupted. experiments/tables/penalties.py builds the page.
+TASK is lenet300_100_fashion or lenet5_mnist; DENSE_i is the ``dense.safetensors`` of a run with
+seed i. For each penalty the setting that its grid varies is chosen on Fashion-MNIST with seed 0:
+the network is trained sparsely, cut to either budget and fine-tuned for 2 epochs, and the sum of
+the held-out losses decides; LeNet-5 takes the same settings, so run that task second. The runs are
+then what `bayesprune run experiments/TASK….yaml` does; the run at the second budget takes over the
+fit of the first. What is done already is left alone, so the script can be interrupted.
+experiments/tables/penalties.py builds the page.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TASKS = {
     "lenet5_mnist": ("lenet5_mnist_penalties.yaml", (168_100, 100_000)),
     "lenet300_100_fashion": ("lenet300_100_fashion.yaml", (32_600, 20_000)),
 }
-SEARCH_AUGMENT = {"lenet5_mnist": "shift", "lenet300_100_fashion": "shift_flip"}
+SEARCHED = "lenet300_100_fashion"
 EPOCHS = {"lenet5_mnist": 2, "lenet300_100_fashion": 5}  # of sparse training, as in the files
 KEEP = (0.05, 0.1, 0.2, 0.4, 0.6)
 STRENGTHS = (0.01, 0.03, 0.06, 0.12)
@@ -61,6 +62,16 @@ METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "SNIP": ("keep", (0.02, 0.05, 0.1, 0.2)),
 }
 """The setting that is chosen on held-out data, and its grid; other settings are the defaults."""
+BY_WEIGHT = (
+    "GSSAuxiliary",
+    "Lasso",
+    "Hoyer",
+    "HoyerSquare",
+    "TransformedLasso",
+    "ElementSpred",
+    "SNIP",
+)
+"""Left out on LeNet-5: penalties of single weights, and GSS212 in its other form."""
 FIXED = {"GSS121": ["--method.every", "10"]}  # its operator costs more than a step
 CRITERIA = ("Fisher", "Magnitude", "Random")
 SWITCHES: dict[str, list[str]] = {
@@ -79,8 +90,9 @@ def configuration(task: str, name: str, seed: int, dense: Path, *options: str) -
     return parse_config([*given, "--method", name, *FIXED.get(name, []), *options])
 
 
-def choose(task: str, name: str, dense: Path, runs: Path) -> tuple[str, float]:
+def choose(name: str, dense: Path | None, runs: Path) -> tuple[str, float]:
     """The setting whose cut networks have the least held-out loss, with seed 0."""
+    task = SEARCHED
     setting, grid = METHODS[name]
     file = runs / f"{task}_settings" / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +100,10 @@ def choose(task: str, name: str, dense: Path, runs: Path) -> tuple[str, float]:
     for value in grid:
         if str(value) in tried:
             continue
+        if dense is None:
+            raise SystemExit(f"{name}: no {setting} was chosen yet; first run {SEARCHED}")
         started = time.perf_counter()
-        given = [f"--method.{setting}", str(value), "--data.augment", SEARCH_AUGMENT[task]]
+        given = [f"--method.{setting}", str(value), "--data.augment", "shift_flip"]
         config = configuration(task, name, 0, dense, *given)
         data = datasets.load(config.data, 0)
         network = bp.load_pruned(dense, bp.models.load(config.model))
@@ -134,7 +148,7 @@ def prune(task: str, name: str, seed: int, dense: list[Path], runs: Path) -> Non
     """The runs of a method with one seed at both budgets."""
     options = []
     if name in METHODS:
-        setting, value = choose(task, name, dense[0], runs)
+        setting, value = choose(name, dense[0] if task == SEARCHED else None, runs)
         options = [f"--method.{setting}", str(value)]
     first = None
     for macs in TASKS[task][1]:
@@ -157,17 +171,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("dense", nargs="+", type=Path)
-    parser.add_argument("--only", nargs="+", default=[*METHODS, *SWITCHES, *CRITERIA])
+    parser.add_argument("--only", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--choose", action="store_true", help="choose settings, run nothing")
     options = parser.parse_args()
     if options.choose:
-        for name in options.only:
-            choose(options.task, name, options.dense[0], options.runs)
+        for name in options.only or METHODS:
+            choose(name, options.dense[0], options.runs)
         return
+    all_of_them = [*METHODS, *SWITCHES, *CRITERIA]
+    if options.task != SEARCHED:
+        all_of_them = [name for name in all_of_them if name not in BY_WEIGHT]
     for seed in options.seeds or range(len(options.dense)):
-        for name in options.only:
+        for name in options.only or all_of_them:
             prune(options.task, name, seed, options.dense, options.runs)
             print(f"{name}, seed {seed}: done", flush=True)
 

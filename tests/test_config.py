@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
 import bayesprune as bp
 from bayesprune.config import RunConfig, load_config, parse_config
 from bayesprune.errors import ConfigError
+from bayesprune.training import TrainConfig
 
 BASE = ["--model", "bayesprune:digits", "--data.name", "digits", "--method", "Dirichlet"]
 BASE += ["--select", "Budget", "--select.macs", "0.3"]
@@ -45,6 +48,41 @@ def test_options_after_the_file_win(tmp_path):
     file.write_text(parse_config(BASE).to_yaml())
     config = parse_config(["--config", str(file), "--seed", "7", "--select.macs", "0.1"])
     assert (config.seed, config.select.macs) == (7, 0.1)
+
+
+def test_auto_is_a_recipe_that_given_fields_win_over(tmp_path):
+    file = tmp_path / "c.yaml"
+    plain = "model: bayesprune:digits\ndata: {name: digits}\nselect: {class_path: FamilyRule}\n"
+    file.write_text(plain + "method: auto\nfinetune: {epochs: 7}\n")
+    config = load_config(file)
+    assert isinstance(config.method, bp.switches.Dirichlet)
+    assert config.method.total == "anneal"
+    assert config.fit.train_weights
+    assert (config.finetune.epochs, config.finetune.average) == (7, 0.999)
+    (tmp_path / "again.yaml").write_text(config.to_yaml())  # says what it stands for
+    assert load_config(tmp_path / "again.yaml").to_yaml() == config.to_yaml()
+    # The last method wins, wherever it is named.
+    file.write_text(plain + "method: {class_path: Dirichlet, init_args: {total: keep}}\n")
+    for options in (["--method", "auto"], ["--method=auto"]):
+        config = parse_config(["--config", str(file), *options, "--fit.epochs", "2"])
+        assert config.method.total == "anneal"
+        assert (config.fit.epochs, config.finetune.epochs) == (2, 40)
+    file.write_text(plain + "method: auto\n")
+    config = parse_config(["--config", str(file), "--method", "Fisher"])
+    assert isinstance(config.method, bp.criteria.Fisher)
+    assert config.finetune.epochs == TrainConfig().epochs
+    config = parse_config(["--config", str(file), "--method.total", "size"])
+    assert config.method.total == "size"
+
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_experiments_can_be_read(file):
+    config = load_config(file)
+    assert config.rule is not None
+    assert parse_config(["--config", str(file), "--seed", "3"]).seed == 3
 
 
 def test_a_method_of_the_users_own(tmp_path, monkeypatch):

@@ -2,8 +2,8 @@
 
     python experiments/tables/debias.py [RUN_FOLDER ...]
 
-What the page needs of the run folders named (from experiments/lenet5_mnist_debias.py) is copied to
-docs/results/debias/; without arguments the page is rebuilt from there.
+The run folders named (from experiments/lenet5_mnist_debias.py) are added to
+docs/results/debias.json; without arguments the page is rebuilt from there.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from records import RESULTS, command, record
+from records import RESULTS, call, recorded
 
-from bayesprune.reporting import average_over_seeds, collect_runs, percent
+from bayesprune.reporting import average_over_seeds, percent
 
 TITLES = {"ElasticGroupLasso": "EGL", "DebiasedElasticGroupLasso": "DEGL"}
 
@@ -27,14 +27,10 @@ def strength(row: dict[str, Any]) -> float:
     return json.loads(row["recipe"])["method"]["init_args"]["strength"]
 
 
-def last_losses(runs: list[dict[str, Any]]) -> dict[tuple[str, float], list[float]]:
-    """The training loss of the last sparse epoch of each run."""
-    found: dict[tuple[str, float], list[float]] = {}
-    for run in runs:
-        rows = pd.read_csv(Path(run["folder"]) / "metrics.csv")
-        last = rows[rows["stage"] == "fit"].iloc[-1]
-        found.setdefault((run["method"], strength(run)), []).append(float(last["loss"]))
-    return found
+def last_loss(folder: Path) -> dict[str, float]:
+    """The training loss of the last sparse epoch."""
+    rows = pd.read_csv(folder / "metrics.csv")
+    return {"last loss": float(rows[rows["stage"] == "fit"].iloc[-1]["loss"])}
 
 
 def figure(table: list[dict[str, Any]], losses: dict[tuple[str, float], list[float]]) -> Figure:
@@ -63,10 +59,11 @@ def figure(table: list[dict[str, Any]], losses: dict[tuple[str, float], list[flo
 
 
 def main() -> None:
-    for folder in sys.argv[1:]:
-        record(Path(folder), "debias")
-    runs = collect_runs(sorted((RESULTS / "debias").glob("*")))
-    table, losses = average_over_seeds(runs), last_losses(runs)
+    runs = recorded("debias", sys.argv[1:], last_loss)
+    table = average_over_seeds(runs)
+    losses: dict[tuple[str, float], list[float]] = {}
+    for run in runs:
+        losses.setdefault((run["method"], strength(run)), []).append(run["last loss"])
     figure(table, losses).savefig(RESULTS / "debias.png", dpi=130)
     by_key = {(row["method"], strength(row)): row for row in table}
     grid = sorted({strength(row) for row in table})
@@ -103,8 +100,8 @@ def main() -> None:
                 f"| {value:g} | {title} | {row['seeds']} | {percent(row, 'error')} "
                 f"| {loss.mean():.4f} | {row['macs']:,.0f} | {row['architecture']} |"
             )
-    lines += ["", "## Commands", "", "```bash"]
-    lines += [command(Path(run["folder"])) for run in runs]
+    lines += ["", "## Commands", "", "Each with `--seed S --dense FILE`:", "", "```bash"]
+    lines += [call(row, "lenet5_mnist_penalties.yaml") for row in table]
     lines += ["```"]
     (RESULTS / "debias.md").write_text("\n".join(lines) + "\n")
 

@@ -34,12 +34,12 @@ MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5)  # of a layer's standard deviation
 MARGIN = 0.02  # what the mask may cost before retraining, in held-out error
 RETRAIN = 3  # epochs
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "Lasso": ("strength", (1e-5, 1e-4, 1e-3)),
-    "Hoyer": ("strength", (1e-3, 1e-2, 1e-1)),
-    "HoyerSquare": ("strength", (1e-5, 1e-4, 1e-3)),
+    "Lasso": ("strength", (1e-2, 3e-2, 1e-1)),
+    "Hoyer": ("strength", (1e-4, 3e-4, 1e-3)),
+    "HoyerSquare": ("strength", (1e-7, 1e-6, 1e-5)),
     "TransformedLasso": ("strength", (1e-5, 1e-4, 1e-3)),
     "ElementSpred": ("strength", (1e-5, 1e-4, 1e-3)),
-    "GSS121": ("strength", (1e-3, 3e-3, 1e-2)),
+    "GSS121": ("strength", (1e-2, 3e-2, 1e-1)),
     "SNIP": ("keep", (0.02, 0.05, 0.1)),
 }
 

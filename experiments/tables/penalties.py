@@ -2,8 +2,8 @@
 
     python experiments/tables/penalties.py [RUN_FOLDER ...]
 
-What the page needs of the run folders named (from experiments/lenet_penalties.py) is copied to
-docs/results/penalties/; without arguments the page is rebuilt from there.
+The run folders named (from experiments/lenet_penalties.py) are added to
+docs/results/penalties.json; without arguments the page is rebuilt from there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from pathlib import Path
 from typing import Any
 
-from records import RESULTS, command, record
+from records import RESULTS, call, recorded
 
-from bayesprune.reporting import average_over_seeds, collect_runs, pareto_plot, percent
+from bayesprune.reporting import average_over_seeds, pareto_plot, percent
 
 # Title, text, and published rows: method, kept, MACs recounted without biases, error in %.
 TASKS = {
@@ -39,6 +38,10 @@ TASKS = {
             ("Group-GReg (supplement)", "4-20-320-107", 220_900, None),
         ],
     ),
+}
+FILES = {
+    "bayesprune:lenet300_100": "lenet300_100_fashion",
+    "bayesprune:lenet5": "lenet5_mnist_penalties",
 }
 INTRODUCTION = """
 From the same pretrained networks, each method trains sparsely for {sparse} epochs (Adam, constant
@@ -110,10 +113,7 @@ def section(model: str, table: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    for folder in sys.argv[1:]:
-        record(Path(folder), "penalties")
-    runs = collect_runs(sorted((RESULTS / "penalties").glob("*")))
-    table = average_over_seeds(runs)
+    table = average_over_seeds(recorded("penalties", sys.argv[1:]))
     lines = ["# Penalties beside criteria", ""]
     for model in TASKS:
         rows = [row for row in table if row["model"] == model]
@@ -121,11 +121,12 @@ def main() -> None:
     lines += [
         "## Commands",
         "",
-        "`bayesprune compare` over the run folders gives the same numbers as one table, switches",
-        "beside penalties. Built by `experiments/tables/penalties.py`.",
+        "`bayesprune compare runs/lenet300_100_fashion_*k-*` gives the same numbers as one table,",
+        "switches beside penalties. `experiments/lenet_penalties.py` makes all runs and",
+        "`experiments/tables/penalties.py` the page. One run, each with `--seed S --dense FILE`:",
         "",
         "```bash",
-        *(command(Path(run["folder"])) for run in runs),
+        *(call(row, f"{FILES[row['model']]}.yaml") for row in table),
         "```",
     ]
     (RESULTS / "penalties.md").write_text("\n".join(lines) + "\n")

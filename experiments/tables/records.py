@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from bayesprune._describe import describe
+from bayesprune.config import parse_config
+from bayesprune.reporting import collect_runs
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 FILES = ("config.yaml", "summary.json", "plan.json", "metrics.csv")
+Row = dict[str, Any]
 
 
 def record(folder: Path, kind: str) -> None:
@@ -17,7 +25,65 @@ def record(folder: Path, kind: str) -> None:
         shutil.copyfile(folder / name, target / name)
 
 
+def recorded(
+    name: str, folders: Sequence[str], more: Callable[[Path], Row] = lambda folder: {}
+) -> list[Row]:
+    """The runs of a page, one line each in docs/results/`name`.json, after adding `folders`."""
+    file = RESULTS / f"{name}.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    known = {row["folder"]: row for row in rows}
+    paths = [Path(folder) for folder in folders]
+    for path, row in zip(paths, collect_runs(paths), strict=True):
+        known[path.name] = row | more(path) | {"folder": path.name}
+    rows = [known[key] for key in sorted(known)]
+    file.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    return rows
+
+
 def command(folder: Path) -> str:
     """How to repeat a recorded run."""
     config = folder.relative_to(RESULTS.parents[1]) / "config.yaml"
     return f"bayesprune run {config} --out runs/{folder.name}"
+
+
+def call(row: Row, file: str) -> str:
+    """How to repeat the runs of an averaged row, as changes of a configuration in experiments/.
+
+    Options are added until the configuration is that of the row.
+    """
+    recipe = json.loads(row["recipe"])
+    options: list[str] = []
+    path = RESULTS.parents[1] / "experiments" / file
+    while True:
+        config = describe(parse_config(["--config", str(path), *options]))
+        found = next(_differences(config, recipe), None)
+        if found is None:
+            return " ".join(["bayesprune run", f"experiments/{file}", *options])
+        if found[0] in options:
+            raise ValueError(f"{row['folders']}: cannot say {' '.join(found)} on a command line")
+        options += found
+
+
+def _differences(config: Any, recipe: Any, place: str = "-") -> Iterator[list[str]]:
+    """Options that make one field of a configuration that of the recipe."""
+    if not isinstance(recipe, dict):
+        if config != recipe:
+            yield [f"-{place}", "null" if recipe is None else str(recipe)]
+        return
+    if "class_path" in recipe:
+        given = config or {}
+        if given.get("class_path") != recipe["class_path"]:
+            options = [f"-{place}", recipe["class_path"].rpartition(".")[2]]
+            for name, value in recipe["init_args"].items():
+                if isinstance(value, int | float | str):
+                    options += [f"-{place}.{name}", str(value)]
+            yield options
+            return
+        config, recipe = given.get("init_args", {}), recipe["init_args"]
+    elif config is None:
+        yield [f"-{place}", json.dumps(recipe).replace('"', "").replace(" ", "")]
+        return
+    for name, value in recipe.items():
+        yield from _differences(
+            config.get(name), value, f"{place}{'.' if place != '-' else ''}{name}"
+        )
