@@ -62,16 +62,10 @@ METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "SNIP": ("keep", (0.02, 0.05, 0.1, 0.2)),
 }
 """The setting that is chosen on held-out data, and its grid; other settings are the defaults."""
-BY_WEIGHT = (
-    "GSSAuxiliary",
-    "Lasso",
-    "Hoyer",
-    "HoyerSquare",
-    "TransformedLasso",
-    "ElementSpred",
-    "SNIP",
-)
-"""Left out on LeNet-5: penalties of single weights, and GSS212 in its other form."""
+BY_WEIGHT = ("Lasso", "Hoyer", "HoyerSquare", "TransformedLasso", "ElementSpred", "SNIP")
+BY_WEIGHT += ("GSSAuxiliary",)
+"""Left out unless asked for: penalties of single weights, see tables/element_wise.py, and
+GSS212 in another form."""
 FIXED = {"GSS121": ["--method.every", "10"]}  # its operator costs more than a step
 CRITERIA = ("Fisher", "Magnitude", "Random")
 SWITCHES: dict[str, list[str]] = {
@@ -180,11 +174,9 @@ def main() -> None:
         for name in options.only or METHODS:
             choose(name, options.dense[0], options.runs)
         return
-    all_of_them = [*METHODS, *SWITCHES, *CRITERIA]
-    if options.task != SEARCHED:
-        all_of_them = [name for name in all_of_them if name not in BY_WEIGHT]
+    usual = [name for name in (*METHODS, *SWITCHES, *CRITERIA) if name not in BY_WEIGHT]
     for seed in options.seeds or range(len(options.dense)):
-        for name in options.only or all_of_them:
+        for name in options.only or usual:
             prune(options.task, name, seed, options.dense, options.runs)
             print(f"{name}, seed {seed}: done", flush=True)
 

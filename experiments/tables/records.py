@@ -73,7 +73,9 @@ def _differences(config: Any, recipe: Any, place: str = "-") -> Iterator[list[st
     if "class_path" in recipe:
         given = config or {}
         if given.get("class_path") != recipe["class_path"]:
-            options = [f"-{place}", recipe["class_path"].rpartition(".")[2]]
+            path = recipe["class_path"]
+            name = path.rpartition(".")[2] if path.startswith("bayesprune.") else path
+            options = [f"-{place}", name]
             for name, value in recipe["init_args"].items():
                 if isinstance(value, int | float | str):
                     options += [f"-{place}.{name}", str(value)]
