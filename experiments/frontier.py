@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bayesprune.config import parse_config
+from bayesprune.errors import BudgetError
 from bayesprune.experiment import run_experiment
 
 HERE = Path(__file__).parent
@@ -121,8 +122,11 @@ def main() -> None:
     for seed in options.seeds:
         for budget in options.budgets or task.budgets:
             for method in methods:
-                prune(options.task, method, budget, seed, options.runs)
-                print(f"{method}, {budget:,}, seed {seed}: done", flush=True)
+                try:
+                    prune(options.task, method, budget, seed, options.runs)
+                    print(f"{method}, {budget:,}, seed {seed}: done", flush=True)
+                except BudgetError as error:  # torch-pruning cannot make every network so small
+                    print(f"{method}, {budget:,}, seed {seed}: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def main() -> None:
     lines += [
         "## Commands",
         "",
-        "`PYTHONPATH=experiments python experiments/frontier.py TASK` makes the runs of a task, and",
+        "`PYTHONPATH=experiments python experiments/frontier.py TASK` makes the runs of a task,",
         "`python experiments/tables/frontier.py runs/frontier_*` this page. One row, with",
         "`--seed S --dense FILE`, and `PYTHONPATH=experiments` for the peers:",
         "",
