@@ -70,7 +70,6 @@ FIXED = {"GSS121": ["--method.every", "10"]}  # its operator costs more than a s
 CRITERIA = ("Fisher", "Magnitude", "Random")
 SWITCHES: dict[str, list[str]] = {
     "Dirichlet": ["--method.total", "anneal"],
-    "LogNormal": ["--method.init_sd", "0.3"],
     "NormalJeffreys": [],
     "InformationBottleneck": [],
     "HardConcrete": ["--method.penalty", "1e-3"],
