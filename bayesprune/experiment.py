@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import math
 import os
 import platform
 import time
@@ -570,8 +571,11 @@ def _check_posterior(
     """Note the checks that the configuration asks for."""
     checks = config.checks
 
-    def entry(found: diagnostics.Diagnostic, value: Any, threshold: float | None) -> dict[str, Any]:
-        return {"value": value, "threshold": threshold, "verdict": found.verdict}
+    def entry(
+        found: diagnostics.Diagnostic, value: float, threshold: float | None
+    ) -> dict[str, Any]:
+        number = value if math.isfinite(value) else None  # JSON knows no infinity; the verdict does
+        return {"value": number, "threshold": threshold, "verdict": found.verdict}
 
     def pareto_k() -> dict[str, Any]:
         found = diagnostics.pareto_k(switched, data.train_plain, num_draws=checks.pareto_k)

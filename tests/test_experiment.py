@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import shutil
@@ -287,6 +288,19 @@ def test_a_check_that_fails_does_not_lose_the_fit(finished, tmp_path, monkeypatc
     run = bp.run_experiment(config(checks__pareto_k="100", **args), tmp_path / "run")
     noted = run.summary["diagnostics"]["Pareto k-hat"]
     assert noted["verdict"] == "could not be made: pareto_k: expected finite log weights"
+
+
+def test_an_infinite_check_is_written_as_strict_json(finished, tmp_path, monkeypatch) -> None:
+    found = bp.diagnostics.ParetoK(math.inf, 100, 3, elbo=-9.0, log_evidence=-8.0, ess=1.0)
+    monkeypatch.setattr(experiment.diagnostics, "pareto_k", lambda *args, **options: found)
+    args = {"dense": str(finished.folder / "dense.safetensors"), "finetune__epochs": "0"}
+    run = bp.run_experiment(config(checks__pareto_k="100", **args), tmp_path / "run")
+    text = (run.folder / "summary.json").read_text()
+    assert "Infinity" not in text
+    noted = json.loads(text)["diagnostics"]["Pareto k-hat"]
+    assert noted["value"] is None
+    assert noted["verdict"].startswith("k-hat inf")
+    assert "Pareto k-hat: k-hat inf over" in (run.folder / "report.html").read_text()
 
 
 def test_risk_is_of_the_network_without_folded_gates(finished, tmp_path) -> None:

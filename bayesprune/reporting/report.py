@@ -275,7 +275,7 @@ def _outcome(name: str, check: Mapping[str, Any]) -> str:
     """Say in words how a check of the approximation went."""
     value, threshold = check.get("value"), check.get("threshold")
     if value is None:
-        return f"{name} could not be measured"
+        return f"{name}: {check.get('verdict', 'could not be measured')}"
     if threshold is None:
         return f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
     kind = "passed" if value <= threshold else "failed"
