@@ -304,7 +304,8 @@ def negative_elbo(
     for name, site in guide.weight_sites():
         kls.append(_divergence(name, site))
         weights.append(1 / switched.num_data)
-    kl = torch.stack(kls) @ kls[0].new_tensor(weights)
+    parts = torch.stack(kls)
+    kl = parts @ parts.new_tensor(weights)
 
     def log_likelihood(values: Values) -> Tensor:
         gates = {

@@ -5,6 +5,7 @@ import copy
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
@@ -84,6 +85,17 @@ def test_the_divergence_covers_every_weight(network, example):
     for term in ("loss", "kl"):
         found = getattr(terms["with"], term) - getattr(terms["without"], term)
         torch.testing.assert_close(60 * found, kl)
+
+
+def test_the_loss_is_that_of_pyro(network, example):
+    made = switched(network, example).eval()  # layers put out their means
+    torch.manual_seed(1)
+    loss = 60 * negative_elbo(made, bp.Implicit(1), *example).loss
+    torch.manual_seed(1)
+    expected = TraceMeanField_ELBO().differentiable_loss(made, made.guide, *example)
+    torch.testing.assert_close(loss, expected)
+    slopes = [torch.autograd.grad(value, list(made.parameters())) for value in (loss, expected)]
+    torch.testing.assert_close(*slopes)
 
 
 @pytest.mark.parametrize("switch", [LogNormal(), Dirichlet()], ids=repr)

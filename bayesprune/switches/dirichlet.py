@@ -44,8 +44,9 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, factor: Tensor, prior: Tensor) -> Tensor:
         # That of the gamma variates that make the shares, less that of their total.
         a, b = (torch.cat([x, x.sum(-1, keepdim=True)], -1) for x in (factor, prior))
-        ctx.save_for_backward(a, a - b)
-        parts = (a - b) * a.digamma() - a.lgamma() + b.lgamma()
+        excess = a - b
+        ctx.save_for_backward(a, excess)
+        parts = excess * a.digamma() - a.lgamma() + b.lgamma()
         return parts[..., :-1].sum(-1) - parts[..., -1]
 
     @staticmethod
