@@ -1,60 +1,50 @@
-"""Estimators of the expected log likelihood, as Pyro effect handlers on switch sites."""
+"""Estimators of the expected log likelihood: at which values of the sites the network is run."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
-from pyro import poutine
-from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.infer.trace_mean_field_elbo import TraceMeanField_ELBO
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import InferDict
-from pyro.poutine.util import site_is_subsample
-from torch import Size, Tensor
-from torch.distributions import Bernoulli, Distribution, Independent, kl_divergence, register_kl
-from torch.types import _size
+from torch import Tensor
+from torch.distributions import Bernoulli, Independent
 
 from bayesprune._describe import init_args
-from bayesprune.distributions import Improper, Replicated
-from bayesprune.errors import ConfigError, FitError
+from bayesprune.errors import ConfigError
 
-SWITCH = "switch"
-"""Key under which a sample site says, in its `infer` dictionary, that it belongs to a switch."""
-
-
-def switch_site() -> InferDict:
-    """The `infer` dictionary of a switch site."""
-    infer: Any = {SWITCH: True}
-    return infer
+Values = Mapping[str, Tensor]
+"""A value of every site, by its name in the guide, ``group.site``."""
 
 
 class Estimator(ABC):
-    """Abstract: how model and guide are run so that the ELBO's likelihood term is estimated.
-
-    Attributes
-    ----------
-    num_particles : int
-        How often one step runs the network.
-    """
-
-    num_particles: int = 1
+    """Abstract: how the expected log likelihood is taken over the factors of the sites."""
 
     @abstractmethod
-    def wrap(
-        self, model: Callable[..., Any], guide: Callable[..., Any], batch_size: int
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Model and guide under this estimator's handlers, for a batch of `batch_size`."""
-
-    def loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], inputs: Any, targets: Tensor
+    def expect(
+        self,
+        log_likelihood: Callable[[Values], Tensor],
+        factors: Mapping[str, Any],
+        batch_size: int,
     ) -> Tensor:
-        """The negative evidence lower bound of a batch, in nats of the whole data set."""
-        wrapped = self.wrap(model, guide, len(targets))
-        elbo = TraceMeanField_ELBO(num_particles=self.num_particles)
-        return elbo.differentiable_loss(*wrapped, inputs, targets)
+        """The expected log likelihood of a batch, in nats: a scalar with its gradient.
+
+        Parameters
+        ----------
+        log_likelihood : callable
+            Runs the network: from a value of every site to the log likelihood of each example,
+            shape ``(N,)``. A value has the event shape E of its factor, or shape ``(N, *E)`` if
+            every example has a value of its own.
+        factors : mapping of str to Distribution
+            The variational factor of every site.
+        batch_size : int
+            The number of examples N.
+
+        Raises
+        ------
+        ConfigError
+            If the estimator cannot be used with a factor.
+        """
 
     def __repr__(self) -> str:
         args = ", ".join(f"{name}={value!r}" for name, value in init_args(self).items())
@@ -66,19 +56,20 @@ class AnalyticMean(Estimator):
 
     Takes :math:`E_q \log p(D|s) \approx \log p(D|E_q s)`. The gradient is exact only where the log
     likelihood is linear in the gates over the spread of the posterior; at wide posteriors it is
-    biased, and the posterior's spread is then set by the prior alone. Needs `TraceMeanField_ELBO`
-    and a closed-form divergence: anything else scores the factor's density at its mean, which is
-    an infinite loss here and a FitError in the backward pass.
+    biased, and the posterior's spread is then set by the prior alone.
 
     References
     ----------
     Adamczewski and Park, AISTATS 2021, section 3.
     """
 
-    def wrap(
-        self, model: Callable[..., Any], guide: Callable[..., Any], batch_size: int
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        return model, _TakeMean()(guide)
+    def expect(
+        self,
+        log_likelihood: Callable[[Values], Tensor],
+        factors: Mapping[str, Any],
+        batch_size: int,
+    ) -> Tensor:
+        return log_likelihood({name: factor.mean for name, factor in factors.items()}).sum()
 
 
 class Implicit(Estimator):
@@ -115,63 +106,101 @@ class Implicit(Estimator):
             )
         self.num_samples = num_samples
         self.share = share
-        self.num_particles = 1 if share == "group" else num_samples
 
-    def wrap(
-        self, model: Callable[..., Any], guide: Callable[..., Any], batch_size: int
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def expect(
+        self,
+        log_likelihood: Callable[[Values], Tensor],
+        factors: Mapping[str, Any],
+        batch_size: int,
+    ) -> Tensor:
+        runs = 1 if self.share == "group" else self.num_samples
+        values = (self._draw(factors, batch_size) for _ in range(runs))
+        return torch.stack([log_likelihood(drawn).sum() for drawn in values]).mean()
+
+    def _draw(self, factors: Mapping[str, Any], batch_size: int) -> Values:
         if self.share == "batch":
-            return model, _Pathwise()(guide)
+            return {name: _pathwise(name, factor).rsample() for name, factor in factors.items()}
         draws = batch_size if self.share == "example" else min(self.num_samples, batch_size)
-        counted_once = _Replicate(batch_size)
-        return counted_once(model), _Draw(batch_size, draws)(guide)
+        values = {name: _pathwise(name, f).rsample((draws,)) for name, f in factors.items()}
+        if draws == batch_size:
+            return values
+        # Groups of equal size, shuffled. Examples that share the value of one site share them all.
+        device = next(iter(values.values())).device
+        group = torch.randperm(batch_size, device=device) % draws
+        return {name: value.index_select(0, group) for name, value in values.items()}
+
+
+def _pathwise(name: str, factor: Any) -> Any:
+    """A factor whose draws have a gradient; raises ConfigError for any other."""
+    if not factor.has_rsample:
+        raise ConfigError(
+            f"{name}: expected a factor with reparameterised draws, which {kind(factor)} does not "
+            "have; use AnalyticMean, or ARM or AR if it is Bernoulli"
+        )
+    return factor
+
+
+def kind(distribution: Any) -> str:
+    """The name of a distribution under its wrappers."""
+    return type(_base(distribution)).__name__
+
+
+def _base(distribution: Any) -> Any:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
 
 
 class _AugmentReinforce(Estimator):
-    r"""Abstract: gradients for Bernoulli gates from the losses of drawn gates.
+    r"""Abstract: gradients for Bernoulli gates from the likelihood of drawn gates.
 
     Every example n draws uniforms :math:`u_n` of its own, and from them gates
-    :math:`1[u_n < \sigma(\varphi)]`. The slope of its loss in the logits :math:`\varphi` is
-    :math:`w_n (u_n - \frac12)` with a weight that the subclass gives. Sites of other kinds are
-    drawn along, reparameterised.
+    :math:`1[u_n < \sigma(\varphi)]`. The slope of its log likelihood in the logits
+    :math:`\varphi` is :math:`w_n (u_n - \frac12)` with a weight that the subclass gives. Sites of
+    other kinds are drawn along, reparameterised.
     """
 
-    def wrap(
-        self, model: Callable[..., Any], guide: Callable[..., Any], batch_size: int
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        return _Replicate(batch_size)(model), _Coins(batch_size)(guide)
-
-    def loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], inputs: Any, targets: Tensor
+    def expect(
+        self,
+        log_likelihood: Callable[[Values], Tensor],
+        factors: Mapping[str, Any],
+        batch_size: int,
     ) -> Tensor:
-        coins, observed, other = _Coins(len(targets)), _Observed(), _Observed()
-        counted_once = _Replicate(len(targets))(model)
-        elbo = TraceMeanField_ELBO()
-        loss = elbo.differentiable_loss(observed(counted_once), coins(guide), inputs, targets)
+        coins: dict[str, tuple[Tensor, Tensor]] = {}  # logits and uniforms
+        values: dict[str, Tensor] = {}
+        for name, factor in factors.items():
+            base = _base(factor)
+            if isinstance(base, Bernoulli):
+                logits: Any = base.logits
+                uniform = logits.new_empty((batch_size, *logits.shape)).uniform_()
+                coins[name] = logits, uniform
+                values[name] = (uniform < logits.sigmoid()).to(logits.dtype)
+            else:
+                values[name] = _pathwise(name, factor).rsample((batch_size,))
+        found = log_likelihood(values)
 
         def antithetic() -> Tensor:
-            coins.flipped = True
-            trace = poutine.trace(coins(guide)).get_trace(inputs, targets)
-            poutine.replay(other(counted_once), trace)(inputs, targets)
-            return other.loss
+            flipped = {n: (u > (-phi).sigmoid()).to(phi.dtype) for n, (phi, u) in coins.items()}
+            return log_likelihood({**values, **flipped})
 
         with torch.no_grad():
-            weight = self.weight(observed.loss, antithetic)[:, None]
-        for logits, uniform in coins.tossed.values():
+            weight = self.weight(found, antithetic)[:, None]
+        expected = found.sum()
+        for logits, uniform in coins.values():
             slope = (weight * (uniform - 0.5)).sum(0)
-            loss = loss + ((logits - logits.detach()) * slope).sum()
-        return loss
+            expected = expected + ((logits - logits.detach()) * slope).sum()
+        return expected
 
     @abstractmethod
-    def weight(self, loss: Tensor, antithetic: Callable[[], Tensor]) -> Tensor:
+    def weight(self, found: Tensor, antithetic: Callable[[], Tensor]) -> Tensor:
         r"""The weight of each example, shape ``(N,)``.
 
         Parameters
         ----------
-        loss : Tensor
-            Loss of each example with its gates, shape ``(N,)``.
+        found : Tensor
+            Log likelihood of each example with its gates, shape ``(N,)``.
         antithetic : callable
-            Gives the losses with the gates :math:`1[u > \sigma(-\varphi)]`; runs the network.
+            That with the gates :math:`1[u > \sigma(-\varphi)]`; runs the network.
         """
 
 
@@ -187,8 +216,8 @@ class ARM(_AugmentReinforce):
     2019.
     """
 
-    def weight(self, loss: Tensor, antithetic: Callable[[], Tensor]) -> Tensor:
-        return antithetic() - loss
+    def weight(self, found: Tensor, antithetic: Callable[[], Tensor]) -> Tensor:
+        return antithetic() - found
 
 
 class AR(_AugmentReinforce):
@@ -201,149 +230,5 @@ class AR(_AugmentReinforce):
     Yin and Zhou, ICLR 2019, equation 6; Li and Ji, "L0-ARM", ECML 2019.
     """
 
-    def weight(self, loss: Tensor, antithetic: Callable[[], Tensor]) -> Tensor:
-        return -2 * loss
-
-
-class _SwitchMessenger(Messenger):
-    """Abstract: changes messages of switch sites only."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get(SWITCH):
-            self.change(msg)
-
-    def change(self, msg: Any) -> None:
-        raise NotImplementedError
-
-
-class _Pathwise(_SwitchMessenger):
-    """Refuses factors whose draws have no gradient, which Pyro would take as they are."""
-
-    def change(self, msg: Any) -> None:
-        if not msg["fn"].has_rsample:
-            raise ConfigError(
-                f"{msg['name']}: Implicit needs reparameterised draws, which "
-                f"{_kind(msg['fn'])} factors do not have; use ARM, AR or AnalyticMean"
-            )
-
-
-def _kind(distribution: Any) -> str:
-    """The name of a distribution under its wrappers."""
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
-
-
-class _TakeMean(_SwitchMessenger):
-    def change(self, msg: Any) -> None:
-        msg["fn"] = AtMean(msg["fn"])
-
-
-class AtMean(TorchDistribution):
-    """A factor of which only the mean and the divergence may be used."""
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}  # type: ignore[assignment]
-    has_rsample = True
-
-    def __init__(self, factor: Any) -> None:
-        self.factor = factor
-        super().__init__(factor.batch_shape, factor.event_shape, validate_args=False)
-
-    def rsample(self, sample_shape: _size = Size()) -> Tensor:
-        return self.factor.mean.expand(self._extended_shape(sample_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return _Unscored.apply(value.sum()).expand(self.batch_shape)
-
-
-class _Unscored(torch.autograd.Function):
-    """A log density that Pyro computes in any case, for as long as no loss makes use of it."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return torch.full_like(value, -torch.inf)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise FitError(
-            "AnalyticMean: the loss scores the density of a factor at its mean; expected "
-            "TraceMeanField_ELBO and, between prior and factor, a divergence that "
-            "torch.distributions.kl_divergence knows"
-        )
-
-
-@register_kl(AtMean, Improper)  # torch would not know which of two to prefer
-@register_kl(AtMean, Distribution)
-def _kl_mean(q: AtMean, p: Distribution) -> Tensor:
-    return kl_divergence(q.factor, p)
-
-
-class _Replicate(_SwitchMessenger):
-    def __init__(self, batch_size: int) -> None:
-        super().__init__()
-        self.batch_size = batch_size
-
-    def change(self, msg: Any) -> None:
-        msg["fn"] = Replicated(msg["fn"], self.batch_size)
-
-
-class _Draw(_Replicate):
-    """Fewer draws than examples: each is shared by a random group of examples of equal size."""
-
-    def __init__(self, batch_size: int, draws: int) -> None:
-        super().__init__(batch_size)
-        self.draws = draws
-
-    def __enter__(self) -> Any:
-        # One assignment for all sites of a run: examples that share one gate share them all.
-        self.order = torch.randperm(self.batch_size) % self.draws
-        return super().__enter__()
-
-    def change(self, msg: Any) -> None:
-        _Pathwise().change(msg)
-        values = msg["fn"].rsample((self.draws,))
-        super().change(msg)
-        if self.draws < self.batch_size:
-            values = values.index_select(0, self.order.to(values.device))
-        msg["value"] = values
-
-
-class _Coins(_Replicate):
-    """Bernoulli gates per example from uniforms, which are kept for the antithetic ones."""
-
-    def __init__(self, batch_size: int) -> None:
-        super().__init__(batch_size)
-        self.flipped = False
-        self.tossed: dict[str, tuple[Tensor, Tensor]] = {}  # logits and uniforms by site
-        self._others: dict[str, Tensor] = {}
-
-    def change(self, msg: Any) -> None:
-        factor, name = msg["fn"], msg["name"]
-        base = factor.base_dist if isinstance(factor, Independent) else factor
-        if isinstance(base, Bernoulli):
-            # Of the factor only the divergence is needed: the slope does not come from its density.
-            msg["fn"] = AtMean(factor)
-            super().change(msg)
-            if name not in self.tossed:
-                uniform = torch.rand(self.batch_size, *base.logits.shape).to(base.logits)
-                self.tossed[name] = (base.logits, uniform)
-            logits, uniform = self.tossed[name]
-            ones = uniform > (-logits).sigmoid() if self.flipped else uniform < logits.sigmoid()
-            msg["value"] = ones.to(logits.dtype)
-        elif factor.has_rsample:
-            super().change(msg)
-            if name not in self._others:
-                self._others[name] = factor.rsample((self.batch_size,))
-            msg["value"] = self._others[name]
-        else:
-            raise ConfigError(f"{name}: expected a Bernoulli or reparameterised factor")
-
-
-class _Observed(Messenger):
-    """Keeps the loss of each example."""
-
-    loss: Tensor
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not site_is_subsample(msg):
-            self.loss = -msg["scale"] * msg["fn"].log_prob(msg["value"])
+    def weight(self, found: Tensor, antithetic: Callable[[], Tensor]) -> Tensor:
+        return -2 * found

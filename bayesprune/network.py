@@ -16,7 +16,6 @@ from pyro.nn.module import PyroModule
 from torch import Tensor, nn
 
 from bayesprune.errors import ConfigError, PlanError
-from bayesprune.estimators import AtMean, switch_site
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroup, ChannelGroups, tensors_in
 from bayesprune.switches import Site, Switch
@@ -65,14 +64,12 @@ class SwitchGuide(PyroModule):
             for site_name, site in switch.sites().items():
                 # The analytic divergence takes its scale from the site, in the model and here.
                 with poutine.scale(scale=self.kl_weight * self.kl_weights[name]):
-                    values[site_name] = pyro.sample(
-                        f"{name}.{site_name}", choose(site), infer=switch_site()
-                    )
+                    values[site_name] = pyro.sample(f"{name}.{site_name}", choose(site))
             gates[name] = switch.gate(values)
         for name, site in self.weight_sites():
             # Layers draw what they put out, so the value is not used; the divergence is.
             with poutine.scale(scale=self.kl_weight):
-                pyro.sample(name, choose(Site(site.prior, AtMean(site.factor))))
+                pyro.sample(name, choose(site))
         return gates
 
 
@@ -119,7 +116,7 @@ class SwitchedNetwork(PyroModule):
     """A copy of a network whose channels pass through switches, as a Pyro model with its guide.
 
     ``TraceMeanField_ELBO()(switched, switched.guide)`` is the loss of stochastic variational
-    inference; `fit_switches` minimises it.
+    inference; `fit_switches` minimises it, without Pyro's bookkeeping (`svi.negative_elbo`).
 
     Parameters
     ----------
@@ -228,16 +225,50 @@ class SwitchedNetwork(PyroModule):
         """The Pyro model: gates from the prior, outputs, and the likelihood of `targets`."""
         gates = self.guide.run(lambda site: site.prior)
         output = self.network(inputs, gates)
+        likelihood = self._likelihood(output)
+        batch = torch.arange(*likelihood.batch_shape, device=tensors_in(output)[0].device)
+        with pyro.plate("data", self.num_data, subsample=batch):
+            pyro.sample("targets", likelihood, obs=targets)
+        return output
+
+    def log_likelihood(
+        self, inputs: Any, targets: Tensor, gates: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The log likelihood of each example's target, in nats, shape ``(N,)``.
+
+        Parameters
+        ----------
+        inputs : Tensor or tuple
+        targets : Tensor
+            Shape ``(N, ...)``.
+        gates : mapping of str to Tensor
+            Shape ``(C,)``, or ``(N, C)`` for gates per example; a group without one is not gated.
+
+        Raises
+        ------
+        ConfigError
+            If the likelihood is not one distribution per example, or not of such targets.
+        ValueError
+            If the distribution has no such targets.
+        """
+        likelihood = self._likelihood(self.network(inputs, gates))
+        likelihood._validate_sample(targets)  # also where Pyro's validation is off
+        density = likelihood.log_prob(targets)
+        if density.shape != targets.shape[:1]:
+            raise ConfigError(
+                f"likelihood: expected a log density per example, shape {tuple(targets.shape[:1])},"
+                f" got shape {tuple(density.shape)} for targets of shape {tuple(targets.shape)}"
+            )
+        return density
+
+    def _likelihood(self, output: Any) -> Any:
         likelihood = self.likelihood(output)
         if len(likelihood.batch_shape) != 1:
             raise ConfigError(
                 "likelihood: expected one distribution per example, batch shape (N,), got batch "
                 f"shape {tuple(likelihood.batch_shape)}; .to_event(...) joins dimensions"
             )
-        batch = torch.arange(*likelihood.batch_shape, device=tensors_in(output)[0].device)
-        with pyro.plate("data", self.num_data, subsample=batch):
-            pyro.sample("targets", likelihood, obs=targets)
-        return output
+        return likelihood
 
     def fold(self, gates: Mapping[str, Tensor]) -> nn.Module:
         """A plain, trainable network with the original module names and the gates in its weights.

@@ -424,9 +424,9 @@ class SwitchPosterior:
                 inputs, target = on_device(checked_batch(loaded, index), device)
                 rows = []
                 for values in zip(*gates.values(), strict=True):
-                    output = switched.network(inputs, dict(zip(gates, values, strict=True)))
+                    draw = dict(zip(gates, values, strict=True))
                     try:
-                        rows.append(switched.likelihood(output).log_prob(target).cpu())
+                        rows.append(switched.log_likelihood(inputs, target, draw).cpu())
                     except BayespruneError:
                         raise
                     except ValueError as error:  # outputs that are not finite, impossible targets

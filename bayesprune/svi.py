@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from bayesprune._describe import describe
 from bayesprune.errors import BayespruneError, ConfigError, DataError, FitError
-from bayesprune.estimators import Estimator
+from bayesprune.estimators import Estimator, Values, kind
 from bayesprune.network import SwitchedNetwork, SwitchGuide
 from bayesprune.objectives import CostConstraint, CostPenalty
 from bayesprune.posterior import SwitchPosterior
+from bayesprune.switches import Site
 from bayesprune.training import (
     Batch,
     Loader,
@@ -201,22 +203,20 @@ def _anneal(
 def _step(switched: SwitchedNetwork, estimator: Estimator, clock: _Clock) -> Any:
     guide: SwitchGuide = switched.guide
     penalty: CostPenalty | None = switched.penalty
+    _check_sites(guide)
 
     def step(batch: Batch) -> dict[str, Tensor]:
-        inputs, targets = batch
         try:
-            loss = estimator.loss(switched, guide, inputs, targets) / switched.num_data
+            loss, nll, kl = negative_elbo(switched, estimator, *batch)
         except BayespruneError:
             raise
-        except ValueError as error:  # from Pyro's validation
+        except ValueError as error:  # from the likelihood
             raise _explained(error, batch) from error
         except RuntimeError as error:
             first = str(error).splitlines()[0]
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(batch)[:-1])
             raise FitError(f"the network fails on a batch of inputs {shapes}: {first}") from error
-        with torch.no_grad():
-            kl = divergence(switched) / switched.num_data
-            nll = loss - guide.kl_weight * kl
+        nll, kl = nll.detach(), kl.detach()
         terms = {"loss": loss, "elbo": -(nll + kl), "nll": nll, "kl": kl}
         if penalty is not None:
             active = {name: switch.active_probability() for name, switch in guide.items()}
@@ -227,8 +227,19 @@ def _step(switched: SwitchedNetwork, estimator: Estimator, clock: _Clock) -> Any
     return step
 
 
+def _check_sites(guide: SwitchGuide) -> None:
+    """Let the distributions of all sites check their parameters, which no step repeats."""
+    for name, switch in guide.items():
+        if not all(parameter.isfinite().all() for parameter in switch.parameters()):
+            raise FitError(f"{name}: expected finite parameters of the switch, got NaN or inf")
+        try:
+            switch.sites()
+        except ValueError as error:
+            raise FitError(f"{name}: a site of {switch} refuses its parameters: {error}") from error
+
+
 def _explained(error: ValueError, batch: Batch) -> Exception:
-    """What to raise where a distribution refuses its parameters or a value."""
+    """What to raise where the likelihood refuses the targets or the network's output."""
     *inputs, targets = tensors_of(batch)
     for name, parts in (("inputs", inputs), ("targets", [targets])):
         if not all(part.isfinite().all() for part in parts):
@@ -240,13 +251,86 @@ def _explained(error: ValueError, batch: Batch) -> Exception:
     )
 
 
-def divergence(switched: SwitchedNetwork) -> Tensor:
-    """Weighted KL of the guide from the prior, over active switches and weights, in nats."""
+class NegativeElbo(NamedTuple):
+    """Terms of a negative evidence lower bound: scalars, in nats per example."""
+
+    loss: Tensor
+    """What a step minimises: `nll` plus `kl`, as far as it is warmed up."""
+    nll: Tensor
+    """The expected negative log likelihood."""
+    kl: Tensor
+    """Divergence of the guide from the prior, weighted by group, over the number of examples."""
+
+
+@pyro.validation_enabled(False)
+def negative_elbo(
+    switched: SwitchedNetwork, estimator: Estimator, inputs: Any, targets: Tensor
+) -> NegativeElbo:
+    """The loss of a batch, with its gradient.
+
+    Times ``num_data`` it is the loss of Pyro's ``TraceMeanField_ELBO``, at the cost of the network:
+    no traces, sites built once, no densities where divergences are in closed form, and of all that
+    Pyro validates only the targets.
+
+    Parameters
+    ----------
+    switched : SwitchedNetwork
+    estimator : Estimator
+        How the expected log likelihood is taken.
+    inputs : Tensor or tuple
+        A tuple for networks of several arguments.
+    targets : Tensor
+        Shape ``(N, ...)``.
+
+    Raises
+    ------
+    ConfigError
+        If the estimator does not go with the switches, or the likelihood is not one distribution
+        per example.
+    FitError
+        If there is no closed-form divergence between the factor and the prior of a site.
+    ValueError
+        If the likelihood has no such targets.
+    """
     guide = switched.guide
-    parts = [
-        guide.kl_weights[name] * kl_divergence(site.factor, site.prior)
-        for name, switch in guide.items()
-        for site in switch.sites().values()
-    ]
-    parts += [kl_divergence(site.factor, site.prior) for _, site in guide.weight_sites()]
-    return torch.stack(parts).sum()
+    sites = {name: switch.sites() for name, switch in guide.items()}
+    factors, kls, weights = {}, [], []
+    for name, own in sites.items():
+        for site_name, site in own.items():
+            full_name = f"{name}.{site_name}"
+            factors[full_name] = site.factor
+            kls.append(_divergence(full_name, site))
+            weights.append(guide.kl_weights[name] / switched.num_data)
+    for name, site in guide.weight_sites():
+        kls.append(_divergence(name, site))
+        weights.append(1 / switched.num_data)
+    parts = torch.stack(kls)
+    kl = parts @ parts.new_tensor(weights)
+
+    def log_likelihood(values: Values) -> Tensor:
+        gates = {
+            name: switch.gate({site: values[f"{name}.{site}"] for site in sites[name]})
+            for name, switch in guide.items()
+        }
+        return switched.log_likelihood(inputs, targets, gates)
+
+    nll = estimator.expect(log_likelihood, factors, len(targets)) / -len(targets)
+    return NegativeElbo(torch.add(nll, kl, alpha=guide.kl_weight), nll, kl)
+
+
+def _divergence(name: str, site: Site) -> Tensor:
+    """KL of a site's factor from its prior, in nats: a scalar."""
+    try:
+        kl = kl_divergence(site.factor, site.prior)
+    except NotImplementedError:
+        raise FitError(
+            f"{name}: torch.distributions.kl_divergence knows no divergence of a "
+            f"{kind(site.factor)} factor from a {kind(site.prior)} prior; register one "
+            "(torch.distributions.register_kl)"
+        ) from None
+    if kl.shape:
+        raise ConfigError(
+            f"{name}: expected a divergence without dimensions, got shape {tuple(kl.shape)}; "
+            ".to_event(...) joins dimensions of prior and factor"
+        )
+    return kl

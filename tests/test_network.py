@@ -16,6 +16,7 @@ import bayesprune as bp
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.models import DigitsNet
 from bayesprune.network import categorical
+from bayesprune.svi import negative_elbo
 from bayesprune.switches import Dirichlet, LogisticNormal
 
 WIDTHS = (4, 6, 5, 7)
@@ -169,9 +170,8 @@ def test_gates_per_example_where_rows_are_not_examples():
     switched = bp.SwitchedNetwork(
         network, bp.trace_groups(network, inputs), Dirichlet(), num_data=10
     )
-    model, guide = bp.Implicit(1, "example").wrap(switched, switched.guide, 5)
     with pytest.raises(ConfigError, match="10 rows for 5 examples"):
-        TraceMeanField_ELBO().differentiable_loss(model, guide, inputs, torch.zeros(5))
+        negative_elbo(switched, bp.Implicit(1, "example"), inputs, torch.zeros(5))
     loss_of(switched, inputs, torch.zeros(5)).backward()
 
 
@@ -205,11 +205,9 @@ def copies():
 @copies()
 def test_a_copy_responds_to_its_own_switches(switched, images, labels, duplicate):
     twin = duplicate(switched)
-    mean = bp.AnalyticMean()
 
     def value(network):
-        model, guide = mean.wrap(network, network.guide, len(labels))
-        return TraceMeanField_ELBO().loss(model, guide, images, labels)
+        return negative_elbo(network, bp.AnalyticMean(), images, labels).loss.item()
 
     before = value(switched)
     assert value(twin) == pytest.approx(before)
@@ -259,17 +257,14 @@ def test_nothing_is_in_the_global_parameter_store(switched, images, labels):
 
 
 def test_an_elbo_module_learns(switched, images, labels):
-    mean = bp.AnalyticMean()
-    elbo = TraceMeanField_ELBO()(*mean.wrap(switched, switched.guide, len(labels)))
+    elbo = TraceMeanField_ELBO()(switched, switched.guide)
     optimizer = torch.optim.Adam(switched.guide.parameters(), lr=0.05)
-    losses = []
+    before = negative_elbo(switched, bp.AnalyticMean(), images, labels).loss
     for _ in range(30):
         optimizer.zero_grad()
-        loss = elbo.elbo.differentiable_loss(elbo.model, elbo.guide, images, labels)
-        loss.backward()
+        elbo(images, labels).backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert negative_elbo(switched, bp.AnalyticMean(), images, labels).loss < before
 
 
 @pytest.mark.parametrize("switch", [Dirichlet(), LogisticNormal(), LogisticNormal(rank="full")])

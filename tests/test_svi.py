@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bayesprune as bp
 from bayesprune.errors import CheckpointError, ConfigError, DataError, FitError
-from bayesprune.svi import divergence
+from bayesprune.svi import negative_elbo
 from bayesprune.switches import Dirichlet, LogisticNormal, Site, Switch
 from bayesprune.training import MetricsWriter, make_fabric
 
@@ -175,7 +175,7 @@ def test_history(toy, fit):
     assert history[0]["loss"] < -history[0]["elbo"]  # the divergence counts less at first
     assert history[-1]["loss"] == pytest.approx(-history[-1]["elbo"], rel=1e-5)
     assert history[-1]["nll"] < history[0]["nll"]
-    kl = divergence(switched).item() / switched.num_data
+    kl = negative_elbo(switched, bp.AnalyticMean(), *next(iter(toy_loader(toy)))).kl.item()
     assert history[-1]["kl"] == pytest.approx(kl, rel=0.05)
     assert switched.guide.kl_weight == 1
 
@@ -403,12 +403,44 @@ def test_bad_data(deep, fit, change, error, message):
         fit(switched, [batch])
 
 
+@pytest.mark.parametrize("wrong", [3, -1, 0.5])
+def test_targets_are_checked_at_every_step(deep, fit, wrong):
+    network, groups, (inputs, targets) = deep[0], deep[1], deep[2].tensors
+    switched = bp.SwitchedNetwork(network, groups, Dirichlet(), num_data=60)
+    later = targets.float() if isinstance(wrong, float) else targets.clone()
+    later[7] = wrong
+    with pytest.raises(FitError, match="does not accept .* the targets"):
+        fit(switched, [(inputs, targets), (inputs, later)])
+
+
+def test_targets_of_another_shape(linear, fit):
+    switched, data, *_ = linear
+    inputs, targets = data.tensors
+    with pytest.raises(ConfigError, match=r"shape \(64, 64\) for targets of shape \(64, 1\)"):
+        fit(switched, [(inputs, targets[:, None])])
+
+
+class Negative(Gaussian):
+    """A scale that a normal distribution refuses."""
+
+    def sites(self):
+        prior = dist.Normal(torch.ones(self.size), 1.0).to_event(1)
+        return {"value": Site(prior, dist.Normal(self.loc, -self.scale).to_event(1))}
+
+
+def test_parameters_that_a_site_refuses(deep, fit):
+    network, groups, data = deep
+    switched = bp.SwitchedNetwork(network, groups, Negative(), num_data=60)
+    with pytest.raises(FitError, match=r"^0: a site of Negative.*parameter scale"):
+        fit(switched, DataLoader(data, 20))
+
+
 def test_parameters_that_are_not_finite(deep, fit):
     network, groups, data = deep
     switched = bp.SwitchedNetwork(network, groups, Dirichlet(), num_data=60)
     with torch.no_grad():
-        next(switched.guide.parameters()).fill_(torch.nan)
-    with pytest.raises(FitError):
+        list(switched.guide.parameters())[1].fill_(torch.nan)
+    with pytest.raises(FitError, match="^2: expected finite parameters"):
         fit(switched, DataLoader(data, 20))
 
 

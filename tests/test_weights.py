@@ -5,13 +5,14 @@ import copy
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
 import bayesprune as bp
 from bayesprune.errors import ConfigError
-from bayesprune.svi import divergence
+from bayesprune.svi import negative_elbo
 from bayesprune.switches import Dirichlet, LogNormal
 from bayesprune.weights import bit_precision
 
@@ -77,12 +78,24 @@ def test_the_divergence_covers_every_weight(network, example):
         kl_divergence(dist.Normal(p, 0.01), dist.Normal(torch.zeros(()), 1.0)).sum()
         for p in network.parameters()
     )
-    torch.testing.assert_close(divergence(with_weights) - divergence(without), kl)
-    losses = {}
+    terms = {}
     for made, name in ((with_weights, "with"), (without, "without")):
         made.eval()
-        losses[name] = bp.AnalyticMean().loss(made, made.guide, *example)
-    torch.testing.assert_close(losses["with"] - losses["without"], kl)
+        terms[name] = negative_elbo(made, bp.AnalyticMean(), *example)
+    for term in ("loss", "kl"):
+        found = getattr(terms["with"], term) - getattr(terms["without"], term)
+        torch.testing.assert_close(60 * found, kl)
+
+
+def test_the_loss_is_that_of_pyro(network, example):
+    made = switched(network, example).eval()  # layers put out their means
+    torch.manual_seed(1)
+    loss = 60 * negative_elbo(made, bp.Implicit(1), *example).loss
+    torch.manual_seed(1)
+    expected = TraceMeanField_ELBO().differentiable_loss(made, made.guide, *example)
+    torch.testing.assert_close(loss, expected)
+    slopes = [torch.autograd.grad(value, list(made.parameters())) for value in (loss, expected)]
+    torch.testing.assert_close(*slopes)
 
 
 @pytest.mark.parametrize("switch", [LogNormal(), Dirichlet()], ids=repr)
@@ -110,7 +123,8 @@ def test_a_copy_has_posteriors_of_its_own(network, example):
     with torch.no_grad():
         for parameter in other.network.parameters():
             parameter.zero_()
-    assert divergence(other) != divergence(made)
+    kl, other_kl = (negative_elbo(m, bp.AnalyticMean(), *example).kl for m in (made, other))
+    assert kl != other_kl
 
 
 def test_frozen_weights_have_no_posterior(network, example):

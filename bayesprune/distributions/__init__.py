@@ -11,7 +11,6 @@ from bayesprune.distributions.improper import (
     NormalJeffreys,
 )
 from bayesprune.distributions.log_gamma import LogGamma
-from bayesprune.distributions.replicated import Replicated
 from bayesprune.distributions.truncated_log_normal import LogUniform, TruncatedLogNormal
 from bayesprune.distributions.truncated_normal import TruncatedNormal
 from bayesprune.distributions.von_mises_fisher import UniformCosine, VonMisesFisherCosine
@@ -25,7 +24,6 @@ __all__ = [
     "LogUniform",
     "NonzeroPenalty",
     "NormalJeffreys",
-    "Replicated",
     "TruncatedLogNormal",
     "TruncatedNormal",
     "UniformCosine",

@@ -15,7 +15,6 @@ from torch.distributions import (
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
-    kl_divergence,
     register_kl,
 )
 from torch.nn.functional import softplus
@@ -23,7 +22,6 @@ from torch.nn.functional import softplus
 from bayesprune.distributions.concrete import Concrete
 from bayesprune.distributions.improper import Improper
 from bayesprune.distributions.log_gamma import LogGamma
-from bayesprune.distributions.replicated import Replicated
 from bayesprune.distributions.truncated_log_normal import LogUniform, TruncatedLogNormal
 from bayesprune.distributions.von_mises_fisher import VonMisesFisherCosine
 
@@ -95,8 +93,3 @@ def _kl_cosine_cosine(q: VonMisesFisherCosine, p: VonMisesFisherCosine) -> Tenso
 @register_kl(Delta, Improper)  # between (Distribution, Improper) and Pyro's (Delta, Distribution)
 def _kl_improper(q: Distribution, p: Improper) -> Tensor:
     return p.divergence(q)
-
-
-@register_kl(Replicated, Replicated)
-def _kl_replicated(q: Replicated, p: Replicated) -> Tensor:
-    return torch.as_tensor(kl_divergence(q.base, p.base))

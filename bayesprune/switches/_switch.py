@@ -46,12 +46,13 @@ def at_least(low: float, value: Tensor) -> Tensor:
 
     A clamp has no gradient below: a parameter that one step of the optimizer took there would stay.
     """
-    return value + (low - value).clamp_min(0).detach()
+    return value + (low - value.detach()).clamp_min(0)
 
 
 def within(low: float, high: float, value: Tensor) -> Tensor:
     """`value`, or the nearer bound where it is outside, with the gradient of `value` everywhere."""
-    return value + (value.clamp(low, high) - value).detach()
+    fixed = value.detach()
+    return value + (fixed.clamp(low, high) - fixed)
 
 
 class Site(NamedTuple):

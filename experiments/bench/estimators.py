@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from pyro.infer.trace_mean_field_elbo import TraceMeanField_ELBO
 from scipy.stats import spearmanr
 
 import bayesprune as bp
 from bayesprune import datasets, models
+from bayesprune.svi import negative_elbo
 
 ESTIMATORS = {
     "AnalyticMean": bp.AnalyticMean(),
@@ -41,10 +41,8 @@ def switched_lenet(dense: str, data: datasets.Data, total: str | float) -> bp.Sw
 
 
 def seconds_per_step(switched: bp.SwitchedNetwork, batch, estimator) -> float:
-    elbo = TraceMeanField_ELBO(num_particles=estimator.num_particles)
-    model, guide = estimator.wrap(switched, switched.guide, len(batch[1]))
     started = time.perf_counter()
-    elbo.differentiable_loss(model, guide, *batch).backward()
+    negative_elbo(switched, estimator, *batch).loss.backward()
     return time.perf_counter() - started
 
 

@@ -15,7 +15,6 @@ from bayesprune.distributions import (
     Improper,
     LogGamma,
     LogUniform,
-    Replicated,
     TruncatedLogNormal,
     TruncatedNormal,
     UniformCosine,
@@ -98,9 +97,8 @@ CASES = {
     ),
     "UniformCosine": Case(UniformCosine, {}, {"dim": double(2, 3, 9, 500)}, (-1, 1), {}),
 }
-# Tested elsewhere: a wrapper, and priors that have neither draws nor density.
+# Tested elsewhere: priors that have neither draws nor density.
 OTHERS = {
-    "Replicated",
     "Improper",
     "InformationBottleneckPrior",
     "NonzeroPenalty",
@@ -121,7 +119,7 @@ def test_lists_every_distribution():
         if isinstance(member, type) and issubclass(member, Distribution)
     }
     assert public == CASES.keys() | OTHERS
-    assert all(issubclass(members[name], Improper | Replicated) for name in OTHERS)
+    assert all(issubclass(members[name], Improper) for name in OTHERS)
 
 
 @cases()

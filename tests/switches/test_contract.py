@@ -12,11 +12,16 @@ import pickle
 import pyro
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+from torch import nn
 from torch.distributions import kl_divergence
 
+import bayesprune as bp
 from bayesprune._describe import describe
 from bayesprune.distributions import Concrete
 from bayesprune.errors import ConfigError
+from bayesprune.svi import negative_elbo
 from bayesprune.switches import FAMILIES, Dirichlet, Horseshoe, LogisticNormal, Radial, SpikeAndSlab
 from bayesprune.switches._simplex import SimplexSwitch
 from bayesprune.switches._switch import MONTE_CARLO_DRAWS, Switch
@@ -102,8 +107,9 @@ def finite_difference(switch, value, step=1e-4):
 
 
 def gradient(switch, value):
-    grads = torch.autograd.grad(value, list(switch.parameters()), allow_unused=True)
-    pairs = zip(grads, switch.parameters(), strict=True)
+    parameters = list(switch.parameters())
+    grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    pairs = zip(grads, parameters, strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
 
 
@@ -308,6 +314,118 @@ def test_an_overshooting_parameter_comes_back(prototype):
     divergence(switch).backward()
     for parameter in switch.parameters():
         assert parameter.grad.any()
+
+
+# The loss of a fit, against Pyro's ----------------------------------------------------------------
+
+NUM_DATA = 40
+
+
+@functools.cache
+def switched(prototype):
+    """A network of two gated layers in double precision, and a batch."""
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        nn.Linear(3, SIZE), nn.Tanh(), nn.Linear(SIZE, 4), nn.Tanh(), nn.Linear(4, 3)
+    ).double()
+    inputs, targets = torch.randn(7, 3).double(), torch.arange(7) % 3
+    groups = bp.trace_groups(network, inputs)
+    weights = {"0": 0.5, "2": 3.0}
+    made = bp.SwitchedNetwork(
+        network, groups, prototype, num_data=NUM_DATA, keep=0.5, kl_weight=weights
+    )
+    made.guide.kl_weight = 0.4
+    for bound in made.guide.switches:
+        bound.load_state_dict(fitted(prototype, bound.size).state_dict())
+    return made.double(), inputs, targets
+
+
+def pyro_loss(switched, values, inputs, targets):
+    """Pyro's loss with these values of the sites in place of draws from the guide."""
+    with pyro.validation_enabled(False):  # the mean of a coin is no value of it
+        guide = poutine.trace(switched.guide).get_trace()
+        for name, value in values.items():
+            guide.nodes[name]["value"] = value
+        elbo = TraceMeanField_ELBO()
+        replayed = poutine.replay(switched.guide, trace=guide)
+        return elbo.differentiable_loss(switched, replayed, inputs, targets)
+
+
+def factors_of(switched):
+    return {
+        f"{name}.{site}": own.factor
+        for name, switch in switched.guide.items()
+        for site, own in switch.sites().items()
+    }
+
+
+def assert_same_loss(made, found, expected):
+    torch.testing.assert_close(NUM_DATA * found, expected)
+    slopes = [gradient(made.guide, loss) for loss in (NUM_DATA * found, expected)]
+    torch.testing.assert_close(*slopes)
+
+
+def test_loss_at_the_mean_is_that_of_pyro(prototype):
+    made, *batch = switched(prototype)
+    found = negative_elbo(made, bp.AnalyticMean(), *batch)
+    means = {name: factor.mean for name, factor in factors_of(made).items()}
+    assert_same_loss(made, found.loss, pyro_loss(made, means, *batch))
+    torch.testing.assert_close(found.loss, found.nll + 0.4 * found.kl)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_loss_of_shared_draws_is_that_of_pyro(prototype, num_samples):
+    made, *batch = switched(prototype)
+    if not all(map(reparameterised, made.guide.switches)):
+        with pytest.raises(ConfigError, match=r"0\.gate: .*Bernoulli"):
+            negative_elbo(made, bp.Implicit(num_samples), *batch)
+        return
+    torch.manual_seed(5)
+    found = negative_elbo(made, bp.Implicit(num_samples), *batch).loss
+    torch.manual_seed(5)
+    elbo = TraceMeanField_ELBO(num_particles=num_samples)
+    with pyro.validation_enabled():
+        expected = elbo.differentiable_loss(made, made.guide, *batch)
+    assert_same_loss(made, found, expected)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [bp.Implicit(3, "group"), bp.Implicit(1, "example"), bp.ARM(), bp.AR()],
+    ids=repr,
+)
+def test_loss_of_draws_by_example_is_that_of_pyro_on_each_example(prototype, estimator):
+    made, inputs, targets = switched(prototype)
+    pathwise = isinstance(estimator, bp.Implicit)
+    if pathwise and not all(map(reparameterised, made.guide.switches)):
+        return  # refused, as shared draws are
+    seen = {}
+    expect = type(estimator).expect
+
+    class Watched(type(estimator)):
+        """Keeps the values at which the network is run first."""
+
+        def expect(self, log_likelihood, factors, batch_size):
+            def watched(values):
+                for name, value in values.items():
+                    seen.setdefault(name, value)
+                return log_likelihood(values)
+
+            return expect(self, watched, factors, batch_size)
+
+    watched = Watched(**{n: getattr(estimator, n) for n in ("num_samples", "share") if pathwise})
+    found = negative_elbo(made, watched, inputs, targets).loss
+    each = [
+        pyro_loss(made, {n: v[i] for n, v in seen.items()}, inputs[i : i + 1], targets[i : i + 1])
+        for i in range(len(targets))
+    ]
+    expected = torch.stack(each).mean()
+    assert all(value.shape[0] == len(targets) for value in seen.values())
+    assert set(seen) == set(factors_of(made))
+    if pathwise:
+        assert_same_loss(made, found, expected)
+    else:  # the slope has no counterpart in Pyro; it is tested with the estimators
+        torch.testing.assert_close(NUM_DATA * found, expected)
 
 
 # Modules -----------------------------------------------------------------------------------------
