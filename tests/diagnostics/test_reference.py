@@ -20,14 +20,14 @@ def loader(gaussian):
 @pytest.fixture(scope="module")
 def reference(gaussian, loader):
     switched = gaussian.switched()
-    return nuts(switched, loader, num_draws=1000, warmup=100, chains=2, progress=False)
+    return nuts(switched, loader, num_draws=2500, warmup=200, chains=2, progress=False)
 
 
 def test_nuts_and_svi_agree_where_the_family_is_exact(gaussian, loader, reference):
     mean, sd = gaussian.moments(torch.cat([batch[1] for batch in loader]))
     _, posterior = gaussian.svi(loader, epochs=300)
     compared = reference.compare(posterior, TRUTH).channels
-    assert (compared["mean_error"].abs() < 0.1).all()  # the error of 1000 effective draws is 0.03
+    assert (compared["mean_error"].abs() < 0.05).all()
     assert ((compared["sd_ratio"] - 1).abs() < 0.1).all()
     assert ((compared["coverage"] - 0.95).abs() < 0.03).all()
     assert (compared["wasserstein"] < 0.1).all()
@@ -38,12 +38,12 @@ def test_nuts_and_svi_agree_where_the_family_is_exact(gaussian, loader, referenc
 
 
 def test_chains_can_be_trusted(reference):
-    assert reference.draws["0"].shape == (2, 1000, 3)
+    assert reference.draws["0"].shape == (2, 2500, 3)
     assert reference.is_good
     assert reference.divergences == 0
-    assert (reference.ess["0"] > 1000).all()
+    assert (reference.ess["0"] > 2000).all()
     inference = reference.to_arviz()
-    assert inference["posterior"]["gate"].shape == (2, 1000, 3)
+    assert inference["posterior"]["gate"].shape == (2, 2500, 3)
     assert list(inference["posterior"]["layer"].values) == ["0"] * 3
     bad = NutsReference({"0": reference.draws["0"] + torch.tensor([0.0, 3.0])[:, None, None]}, 0)
     assert not bad.is_good
