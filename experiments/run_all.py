@@ -52,6 +52,11 @@ STEPS: dict[str, list[list[str]]] = {
     "dirichlet_toy": [["tables/dirichlet_toy.py", "100x20", "500x200", "1000x500"]],
     "layers": [["tables/layers.py", "train", "latencies", "rankings"]],
     "support": [["tables/support.py"]],
+    "speed": [
+        ["bench/steps.py", "--dense", LENET5[0]],
+        ["bench/pruned_latency.py"],
+        ["tables/speed.py"],
+    ],
 }
 """Scripts with their arguments; a pattern stands for the paths that match it."""
 PAGES = {
@@ -62,6 +67,7 @@ PAGES = {
     "criteria": ["tables/criteria_lenet5.py"],
     "recovery": ["tables/recovery.py", "--rebuild"],
     "lenet5_mnist": ["tables/lenet5_mnist.py"],
+    "speed": ["tables/speed.py"],
 }
 
 
