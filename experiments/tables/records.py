@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def call(row: Row, file: str) -> str:
         config = describe(parse_config(["--config", str(path), *options]))
         found = next(_differences(config, recipe), None)
         if found is None:
-            return " ".join(["bayesprune run", f"experiments/{file}", *options])
+            return shlex.join(["bayesprune", "run", f"experiments/{file}", *options])
         if found[0] in options:
             raise ValueError(f"{row['folders']}: cannot say {' '.join(found)} on a command line")
         options += found
@@ -83,7 +84,7 @@ def _differences(config: Any, recipe: Any, place: str = "-") -> Iterator[list[st
             return
         config, recipe = given.get("init_args", {}), recipe["init_args"]
     elif config is None:
-        yield [f"-{place}", json.dumps(recipe).replace('"', "").replace(" ", "")]
+        yield [f"-{place}", json.dumps(recipe)]
         return
     for name, value in recipe.items():
         yield from _differences(
