@@ -3,8 +3,7 @@
     python experiments/run_all.py [--list] [--only STEP …] [--tables]
 
 A step is skipped as far as its runs are finished: stopped anywhere, the script goes on where it
-was. All steps take about a day on two cores; a LeNet-5 run with a dense network at hand takes some
-five minutes. ``--tables`` builds the pages alone, from the records in docs/results/: no training.
+was. ``--tables`` builds the pages alone, from the records in docs/results/: no training.
 Configurations for a GPU (experiments/*_cifar10*.yaml) are run by `bayesprune run`.
 """
 
