@@ -20,7 +20,7 @@ from bayesprune.objectives import CostConstraint
 from bayesprune.penalties import Penalty
 from bayesprune.plan import Limits
 from bayesprune.posterior import default_rule
-from bayesprune.selection import RiskBudget, Rule
+from bayesprune.selection import CostLimit, RiskBudget, Rule
 from bayesprune.switches import Switch
 from bayesprune.training import FabricConfig, TrainConfig
 from bayesprune.weights import GaussianWeights
@@ -33,7 +33,7 @@ class FitConfig:
     Attributes
     ----------
     epochs, learning_rate, weight_learning_rate, joint, kl_warmup, estimator, constraint
-        See `fit_switches`.
+        See `fit_switches`. A constraint without a target holds the cost at the run's budget.
     train_weights, weight_posterior, kl_weight
         See `SwitchedNetwork`.
     fold : bool
@@ -156,6 +156,7 @@ class RunConfig:
             raise ConfigError(f"rounds: expected at least 1, got {self.rounds}")
         if self.fitted is not None and (self.rounds > 1 or isinstance(self.method, Criterion)):
             raise ConfigError("fitted: expected a method that is fitted, in one round")
+        self._check_constraint()
         self._check_checks()
         if isinstance(self.select, RiskBudget) and (
             self.fit.fold or not isinstance(self.method, Switch)
@@ -168,6 +169,16 @@ class RunConfig:
             raise ConfigError(
                 f"select: {type(self.method).__name__} ranks channels and does not say how many "
                 "stay; give a rule or a budget"
+            )
+
+    def _check_constraint(self) -> None:
+        constraint, rule = self.fit.constraint, self.select
+        if constraint is None or constraint.has_target:
+            return
+        if not isinstance(rule, CostLimit) or rule.kind == "latency_ms":
+            raise ConfigError(
+                "fit.constraint: without macs or params of its own, CostConstraint takes those of "
+                "the budget; give either one, or select: Budget"
             )
 
     def _check_checks(self) -> None:

@@ -38,11 +38,12 @@ from bayesprune.errors import (
 from bayesprune.estimators import Estimator
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.network import SwitchedNetwork
+from bayesprune.objectives import CostConstraint
 from bayesprune.penalties import Penalty
 from bayesprune.plan import Limits, PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.reporting import ReportData, read_summary, write_card, write_report
-from bayesprune.selection import ChannelScores, Context, Rule, choose
+from bayesprune.selection import ChannelScores, Context, CostLimit, Rule, choose
 from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
@@ -360,6 +361,14 @@ def _take_fit(
                 f"fitted: the switches of {other.path} were fitted to keep {notes.get('keep')} "
                 f"channels, here they are to keep {keep}; fit anew"
             )
+    constraint = config.fit.constraint
+    if constraint is not None and not constraint.has_target:
+        target = folder.note("target", partial(_target, rules[0], context))
+        if target != notes.get("target"):
+            raise ConfigError(
+                f"fitted: the cost of {other.path} was held at {notes.get('target')} in the fit, "
+                f"here it is to be {target}; fit anew"
+            )
     for name in notes:
         if name in ("dense", "held_out/dense") or name.startswith("diagnostics/"):
             folder.note(name, lambda value=notes[name]: value)
@@ -524,7 +533,7 @@ def _fit(
         loader=data.train,
         epochs=settings.epochs,
         estimator=_estimator(config),
-        constraint=settings.constraint,
+        constraint=_constraint(settings.constraint, folder, suffix, rule, context),
         learning_rate=settings.learning_rate,
         weight_learning_rate=settings.weight_learning_rate,
         joint=settings.joint,
@@ -619,6 +628,21 @@ def _estimator(config: RunConfig) -> Estimator:
     """What a run's switches are fitted with."""
     assert isinstance(config.method, Switch)
     return config.fit.estimator or config.method.estimator()
+
+
+def _target(rule: Rule, context: Context) -> dict[str, float]:
+    """The budget of a round, as a target of `CostConstraint`."""
+    assert isinstance(rule, CostLimit)
+    return {rule.kind: rule.limit(context)}
+
+
+def _constraint(
+    constraint: CostConstraint | None, folder: _Folder, suffix: str, rule: Rule, context: Context
+) -> CostConstraint | None:
+    """What holds the cost in a fit; without a target of its own, at the budget of the round."""
+    if constraint is None or constraint.has_target:
+        return constraint
+    return constraint.towards(**folder.note(f"target{suffix}", partial(_target, rule, context)))
 
 
 def _sparsify(

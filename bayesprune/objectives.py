@@ -162,7 +162,8 @@ class CostConstraint:
     Parameters
     ----------
     macs, params : float, optional
-        Exactly one: the target, as in `Budget`; at most 1 is a fraction of the dense network's.
+        One at most: the target, as in `Budget`; at most 1 is a fraction of the dense network's.
+        With neither, a run takes the limit of its budget, in each round that of the round.
     anneal : float
         Fraction of the fit in [0, 1] over which the target falls.
     multiplier : Multiplier
@@ -173,7 +174,7 @@ class CostConstraint:
     Raises
     ------
     ConfigError
-        If not exactly one positive target is given, or `anneal` is out of range.
+        If more than one target or one that is not positive is given, or `anneal` is out of range.
 
     References
     ----------
@@ -190,9 +191,9 @@ class CostConstraint:
         gradient: Gradient | None = None,
     ) -> None:
         given = [value for value in (macs, params) if value is not None]
-        if len(given) != 1 or not 0 < given[0] < math.inf:
+        if len(given) > 1 or not all(0 < value < math.inf for value in given):
             raise ConfigError(
-                "CostConstraint: expected one positive number, macs or params, got "
+                "CostConstraint: expected one positive number, macs or params, or neither, got "
                 f"{macs} and {params}"
             )
         if not 0 <= anneal <= 1:
@@ -203,8 +204,21 @@ class CostConstraint:
         self.multiplier = multiplier or DualAscent()
         self.gradient = gradient or Pathwise()
 
+    @property
+    def has_target(self) -> bool:
+        """Whether the target is given here, not left to the budget of a run."""
+        return self.macs is not None or self.params is not None
+
+    def towards(self, **target: float) -> CostConstraint:
+        """The same constraint with this target, ``macs=`` or ``params=``."""
+        return CostConstraint(
+            **target, anneal=self.anneal, multiplier=self.multiplier, gradient=self.gradient
+        )
+
     def bind(self, switched: SwitchedNetwork) -> CostPenalty:
-        """The penalty for one network, with the state of its multiplier."""
+        """The penalty for one network, with the state of its multiplier; ConfigError: no target."""
+        if not self.has_target:
+            raise ConfigError("CostConstraint: expected a target, macs or params, got neither")
         return CostPenalty(self, switched)
 
 

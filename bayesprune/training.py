@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
@@ -32,6 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data.distributed import DistributedSampler
 
+from bayesprune._memory import memory_of
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
 from bayesprune.errors import BayespruneError, CheckpointError, ConfigError, DataError, FitError
 
@@ -666,6 +668,12 @@ class Distillation:
         Share of the teacher in the loss, in ``[0, 1]``; the labels have the rest.
     temperature : float
         Divides both networks' logits, above 0.
+    remember : bool
+        Ask the teacher only about inputs that differ from all before, and keep its logits in
+        memory, for all trainings with that teacher in this process. On a CPU, where the dense
+        teacher costs more than the small student, this makes fine-tuning faster as soon as images
+        come again: with 25 shifts after a few dozen epochs, without augmentation in the second.
+        Logits differ by rounding, as the teacher sees other batches.
 
     Raises
     ------
@@ -675,6 +683,7 @@ class Distillation:
 
     weight: float = 0.5
     temperature: float = 4.0
+    remember: bool = False
 
     def __post_init__(self) -> None:
         _require_number("distill.weight", self.weight, "a number in [0, 1]", low=0, high=1)
@@ -896,13 +905,17 @@ def train_network(
     averager = None if config.average is None else averaged_copy(network, config.average)
     measured = network if averager is None else averager.module
 
+    asked = None if teacher is None else partial(_logits, teacher)
+    if asked is not None and teacher is not None and distill is not None and distill.remember:
+        asked = partial(memory_of(teacher).outputs, asked)
+
     def step(batch: Batch) -> dict[str, Tensor]:
         inputs, targets = batch
         logits, *auxiliary = _heads(network, inputs)
         loss = _cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-        if distill is not None and teacher is not None:
+        if distill is not None and asked is not None:
             with torch.no_grad():
-                guide = _logits(teacher, inputs)
+                guide = asked(inputs)
             imitation = distillation_loss(logits, guide, distill.temperature)
             loss = (1 - distill.weight) * loss + distill.weight * imitation
         for head in auxiliary:

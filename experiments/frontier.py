@@ -2,11 +2,12 @@
 
     PYTHONPATH=experiments python experiments/frontier.py TASK [--only NAME …] [--seeds S …]
 
-For every seed a dense network is trained once (runs/TASK_dense-SEED); all methods start from it and
-are fine-tuned alike, for as many epochs in all: what does not fit is fine-tuned for the epochs of
-the fit as well. *auto* brings the control from fresh weights in the same widths. What is done
-already is left alone, so the script can be interrupted. experiments/tables/frontier.py builds the
-page. The peers need torch-pruning.
+For every seed a dense network is trained once (runs/TASK_dense-SEED; with `tune`, then trained on
+without augmentation, runs/TASK_tuned-SEED); all methods start from it and are fine-tuned alike, for
+as many epochs in all: what does not fit is fine-tuned for the epochs of the fit as well. *auto*
+brings the control from fresh weights in the same widths. What is done already is left alone, so the
+script can be interrupted. experiments/tables/frontier.py builds the page. The peers need
+torch-pruning.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Task:
-    """A network and data, budgets, and what is changed of the configuration; `dense`: at first.
+    """A network and data, budgets, and what is changed of the configuration.
 
-    LeNet-300-100 is pretrained with augmented images, and pruned and fine-tuned without.
+    `dense` is changed for pretraining only; `tune` is for how many epochs the dense network is then
+    trained on as `options` say. LeNet-300-100 is pretrained with augmented images, and tuned, pruned
+    and fine-tuned without.
     """
 
     file: str
     budgets: tuple[int, ...]
     options: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
+    tune: int = 0
     cost: str = "macs"
     peers: bool = True
 
@@ -71,12 +75,20 @@ PEERS = {
 
 def dense(name: str, task: Task, seed: int, runs: Path) -> Path:
     """The dense network of a seed, trained if it is not there."""
-    out = runs / f"{name.removesuffix('_weights')}_dense-{seed}"
-    if not (out / "dense.safetensors").exists():
-        nothing = ["--method", "Magnitude", "--select.macs", "1.0", "--finetune.epochs", "0"]
-        given = ["--config", str(HERE / task.file), *task.dense, *nothing, "--seed", str(seed)]
-        run_experiment(parse_config(given), out, resume=out.exists())
-    return out / "dense.safetensors"
+    name = name.removesuffix("_weights")
+    whole = ["--config", str(HERE / task.file), "--seed", str(seed)]
+    whole += ["--method", "Magnitude", "--select.macs", "1.0", "--finetune"]
+    trained, tuned = (runs / f"{name}_{stage}-{seed}" for stage in ("dense", "tuned"))
+    if not (trained / "summary.json").exists():
+        config = parse_config([*whole, "{epochs: 0}", *task.dense])
+        run_experiment(config, trained, resume=trained.exists())
+    if not task.tune:
+        return trained / "dense.safetensors"
+    if not (tuned / "summary.json").exists():
+        given = ["--dense", str(trained / "dense.safetensors")]
+        again = f"{{epochs: {task.tune}, learning_rate: 1e-3, average: 0.999}}"
+        run_experiment(parse_config([*whole, again, *given]), tuned, resume=tuned.exists())
+    return tuned / "pruned.safetensors"
 
 
 def prune(name: str, method: str, budget: int, seed: int, runs: Path) -> None:

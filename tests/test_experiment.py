@@ -354,6 +354,36 @@ def test_the_fit_of_another_run(method, tmp_path, monkeypatch) -> None:
         run("other", fitted_options(method, "0.3", fitted=folder, seed="1"))
 
 
+def test_a_constraint_without_a_target_follows_the_budget(tmp_path, monkeypatch) -> None:
+    def run(name: str, macs: str, **changed) -> bp.experiment.Run:
+        changed = {"fit__constraint": "CostConstraint", "fit__epochs": "1", **changed}
+        args = fitted_options("HardConcrete", macs, finetune__epochs="0", **changed)
+        return bp.run_experiment(bp.config.parse_config(args), tmp_path / name)
+
+    towards = bp.CostConstraint.towards
+    targets = []
+
+    def spy(self, **target):
+        targets.append(target)
+        return towards(self, **target)
+
+    monkeypatch.setattr(bp.CostConstraint, "towards", spy)
+    rounds = run("rounds", "0.25", rounds="2")
+    dense = rounds.summary["dense"]["macs"]
+    assert [target["macs"] for target in targets] == pytest.approx([0.5 * dense, 0.25 * dense])
+    one = run("one", "0.5")
+    assert targets[-1] == {"macs": 0.5 * dense}
+    with pytest.raises(ConfigError, match="fitted: the cost of .* was held at .* fit anew"):
+        run("other", "0.25", fitted=str(one.folder))
+    args = fitted_options("HardConcrete", "0.5", fit__constraint="CostConstraint")
+    for changed in (
+        ["--select", "{class_path: TopK, init_args: {count: 2}}"],
+        ["--select.macs", "null", "--select.latency_ms", "1.0"],
+    ):
+        with pytest.raises(ConfigError, match=r"fit\.constraint: without macs or params"):
+            bp.config.parse_config([*args, *changed])
+
+
 def test_the_fit_of_another_run_must_be_there_and_fit(finished, tmp_path) -> None:
     with pytest.raises(ConfigError, match="were fitted to keep .* channels, here they are to keep"):
         bp.run_experiment(

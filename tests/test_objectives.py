@@ -187,11 +187,23 @@ def test_the_multiplier_is_resumed(network, groups, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"macs": 1, "params": 1}, {"macs": -1}, {"macs": 0.5, "anneal": 2}]
+    "arguments", [{"params": 0}, {"macs": 1, "params": 1}, {"macs": -1}, {"anneal": 2}]
 )
 def test_bad_constraints(arguments):
     with pytest.raises(ConfigError, match="CostConstraint"):
         bp.CostConstraint(**arguments)
+
+
+def test_a_target_is_given_at_once_or_later(network, groups):
+    switched = bp.SwitchedNetwork(network, groups, HardConcrete(), num_data=10)
+    constraint = bp.CostConstraint(anneal=0.25, multiplier=bp.FixedWeight(2.0))
+    with pytest.raises(ConfigError, match="expected a target, macs or params, got neither"):
+        constraint.bind(switched)
+    later = constraint.towards(params=0.5)
+    assert (later.macs, later.params, later.anneal) == (None, 0.5, 0.25)
+    assert later.multiplier is constraint.multiplier
+    assert not constraint.has_target
+    assert later.bind(switched).target == 0.5 * later.bind(switched).dense
 
 
 @pytest.mark.parametrize("macs", [2, 1e9])

@@ -35,7 +35,7 @@ MARGIN = 0.02  # what the mask may cost before retraining, in held-out error
 RETRAIN = {"lenet300_100_fashion": 3, "lenet5_mnist": 2}  # epochs
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "Lasso": ("strength", (1e-2, 3e-2, 1e-1)),
-    "Hoyer": ("strength", (1e-4, 3e-4, 1e-3)),
+    "Hoyer": ("strength", (1e-3, 1e-2, 1e-1)),
     "HoyerSquare": ("strength", (1e-7, 1e-6, 1e-5)),
     "TransformedLasso": ("strength", (1e-5, 1e-4, 1e-3)),
     "ElementSpred": ("strength", (1e-5, 1e-4, 1e-3)),

@@ -1,0 +1,76 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bayesprune import Distillation, TrainConfig, _memory, train_network
+from bayesprune._memory import OutputMemory, memory_of
+
+
+@pytest.fixture
+def asked():
+    """A network, and how many rows it was given at each call."""
+    network, rows = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), []
+    network.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    return network, rows
+
+
+def test_only_new_rows_are_asked_for(asked):
+    network, rows = asked
+    inputs, memory = torch.randn(8, 2, 3), OutputMemory()
+    expected = network(inputs)
+    rows.clear()
+    for chosen, new in (([0, 1, 2], 3), ([2, 3, 3, 0], 1), ([3, 2, 1, 0], 0), (range(8), 4)):
+        found = memory.outputs(network, inputs[list(chosen)])
+        torch.testing.assert_close(found, expected[list(chosen)])
+        assert not found.requires_grad
+        assert rows == ([new] if new else [])
+        rows.clear()
+    assert len(memory) == 8
+
+
+def test_a_full_memory_asks_again(asked, monkeypatch):
+    network, rows = asked
+    monkeypatch.setattr(_memory, "LIMIT", 4)
+    inputs, memory = torch.randn(6, 6), OutputMemory()
+    memory.outputs(network, inputs[:4])
+    for _ in range(2):
+        torch.testing.assert_close(memory.outputs(network, inputs), network(inputs).detach())
+    assert len(memory) == 4
+    assert memory.outputs(network, inputs[:4]).shape == (4, 3)
+    assert rows == [4, 6, 6, 6, 6]
+
+
+def test_inputs_are_told_apart_by_every_bit(asked):
+    network, rows = asked
+    inputs, memory = torch.zeros(1, 6), OutputMemory()
+    memory.outputs(network, inputs)
+    inputs[0, 5] = torch.finfo(torch.float32).tiny
+    memory.outputs(network, inputs)
+    assert rows == [1, 1]
+
+
+def test_equal_networks_share_a_memory():
+    network = nn.Sequential(nn.Linear(6, 3), nn.ReLU())
+    memory = memory_of(network)
+    assert memory_of(copy.deepcopy(network)) is memory
+    other = nn.Sequential(nn.Linear(6, 3), nn.Tanh())
+    other.load_state_dict(network.state_dict())
+    assert memory_of(other) is not memory
+    memory = memory_of(network)
+    with torch.no_grad():
+        network[0].bias[2] += 1
+    assert memory_of(network) is not memory
+
+
+def test_distillation_is_the_same_with_a_memory(asked):
+    teacher, rows = asked
+    batches = [(torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])) for _ in range(3)]
+    student, histories = nn.Linear(6, 3), []
+    for remember in (False, True):
+        config = TrainConfig(epochs=4, distill=Distillation(0.5, 2.0, remember))
+        found = train_network(copy.deepcopy(student), batches, config, teacher=teacher)
+        histories.append([row["loss"] for row in found[1]])
+    assert histories[1] == pytest.approx(histories[0], rel=1e-5)
+    assert rows == [5] * (12 + 3)
