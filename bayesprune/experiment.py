@@ -631,9 +631,16 @@ def _estimator(config: RunConfig) -> Estimator:
 
 
 def _target(rule: Rule, context: Context) -> dict[str, float]:
-    """The budget of a round, as a target of `CostConstraint`."""
+    """The budget of a round, as a target of `CostConstraint`.
+
+    A latency becomes the MACs of a network that keeps the same fraction of every group within it.
+    """
     assert isinstance(rule, CostLimit)
-    return {rule.kind: rule.limit(context)}
+    if rule.kind != "latency_ms":
+        return {rule.kind: rule.limit(context)}
+    counts = rule.counts(context)
+    assert counts is not None
+    return {"macs": context.prices.macs({n: range(round(c)) for n, c in counts.items()})}
 
 
 def _constraint(

@@ -13,7 +13,7 @@ torch-pruning.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bayesprune.config import parse_config
@@ -28,8 +28,8 @@ class Task:
     """A network and data, budgets, and what is changed of the configuration.
 
     `dense` is changed for pretraining only; `tune` is for how many epochs the dense network is then
-    trained on as `options` say. LeNet-300-100 is pretrained with augmented images, and tuned, pruned
-    and fine-tuned without.
+    trained on as `options` say. LeNet-300-100 is pretrained with augmented images, and tuned,
+    pruned and fine-tuned without.
     """
 
     file: str
@@ -38,32 +38,64 @@ class Task:
     dense: tuple[str, ...] = ()
     tune: int = 0
     cost: str = "macs"
-    peers: bool = True
+    peers: bool = False
+    dense_of: str | None = None
 
 
+SHIFTED = ("--data.augment", "shift", "--data.max_shift", "2")
 TASKS = {
-    "lenet300_100_mnist": Task(
+    "lenet5_mnist": Task("lenet5_mnist.yaml", (60_000, 95_000, 150_000), dense=SHIFTED),
+    "lenet5_mnist_plain": Task(
+        "lenet5_mnist.yaml", (60_000, 95_000, 150_000), ("--data.augment", "none"), tune=0
+    ),
+    "lenet5_mnist_weights": Task(
+        "lenet5_mnist.yaml", (2_000,), cost="params", dense_of="lenet5_mnist"
+    ),
+    "lenet5_mnist_short": Task(
+        "lenet5_mnist.yaml",
+        (60_000, 95_000, 150_000, 250_000, 500_000),
+        ("--fit.epochs", "3", "--finetune.epochs", "4"),
+        peers=True,
+        dense_of="lenet5_mnist",
+    ),
+    "lenet300_100_mnist": Task("lenet300_100_mnist.yaml", (9_000,), dense=SHIFTED),
+    "lenet300_100_mnist_short": Task(
         "lenet300_100_mnist.yaml",
         (9_000, 13_000, 20_000, 33_000, 66_000),
-        dense=("--data.augment", "shift"),
+        ("--fit.epochs", "5", "--finetune.epochs", "10"),
+        peers=True,
+        dense_of="lenet300_100_mnist",
     ),
     "lenet300_100_fashion": Task(
         "lenet300_100_fashion.yaml",
         (20_000, 32_600),
-        ("--finetune.epochs", "40", "--fit.epochs", "6", "--fit.train_weights", "true"),
+        ("--finetune.epochs", "40"),
         dense=("--data.augment", "shift_flip", "--data.max_shift", "1"),
-        peers=False,
+        tune=10,
     ),
-    "lenet5_mnist": Task("lenet5_mnist.yaml", (60_000, 95_000, 150_000, 250_000, 500_000)),
-    "lenet5_mnist_plain": Task(
-        "lenet5_mnist.yaml",
-        (60_000, 95_000, 150_000),
-        ("--data.augment", "none"),
-        ("--data.augment", "none"),
-        peers=False,
-    ),
-    "lenet5_mnist_weights": Task("lenet5_mnist.yaml", (2_000,), cost="params", peers=False),
 }
+RECIPES = {
+    "spike_and_slab": ["SpikeAndSlab"],
+    "hard_concrete": ["HardConcrete", "--method.penalty", "1e-3"],
+    "normal_jeffreys": ["NormalJeffreys"],
+    "dirichlet": ["Dirichlet", "--method.total", "anneal", "--fit.constraint", "null"],
+    "dirichlet_rounds": [
+        *("Dirichlet", "--method.total", "anneal", "--fit.constraint", "null"),
+        *("--rounds", "3", "--fit.epochs", "4", "--finetune.epochs", "13"),
+    ],
+    "implicit": [
+        *("Dirichlet", "--method.total", "anneal", "--fit.constraint", "null"),
+        *("--fit.estimator", "Implicit", "--fit.estimator.num_samples", "16"),
+        *("--fit.estimator.share", "group"),
+    ],
+    "logistic_normal": ["LogisticNormal", "--method.total", "anneal", "--fit.constraint", "null"],
+    "frozen": ["InformationBottleneck", "--fit.train_weights", "false"],
+    "global_rank": ["InformationBottleneck", "--select", "GlobalRank"],
+    "no_distillation": ["InformationBottleneck", "--finetune.distill", "null"],
+    "fit_3": ["InformationBottleneck", "--fit.epochs", "3"],
+    "finetune_10": ["InformationBottleneck", "--finetune.epochs", "10"],
+}
+"""What differs from the default recipe; experiments/tables/recipes.py builds the page."""
 PEERS = {
     "torch_pruning_magnitude": ["peers.TorchPruning", "--method.importance", "magnitude"],
     "torch_pruning_taylor": ["peers.TorchPruning", "--method.importance", "taylor"],
@@ -73,10 +105,11 @@ PEERS = {
 """torch-pruning's group-norm pruner trains with a growing penalty: here `GroupPruner`."""
 
 
-def dense(name: str, task: Task, seed: int, runs: Path) -> Path:
+def dense(name: str, seed: int, runs: Path) -> Path:
     """The dense network of a seed, trained if it is not there."""
-    name = name.removesuffix("_weights")
-    whole = ["--config", str(HERE / task.file), "--seed", str(seed)]
+    name = TASKS[name].dense_of or name
+    task = TASKS[name]
+    whole = ["--config", str(HERE / task.file), "--seed", str(seed), *task.options]
     whole += ["--method", "Magnitude", "--select.macs", "1.0", "--finetune"]
     trained, tuned = (runs / f"{name}_{stage}-{seed}" for stage in ("dense", "tuned"))
     if not (trained / "summary.json").exists():
@@ -86,7 +119,7 @@ def dense(name: str, task: Task, seed: int, runs: Path) -> Path:
         return trained / "dense.safetensors"
     if not (tuned / "summary.json").exists():
         given = ["--dense", str(trained / "dense.safetensors")]
-        again = f"{{epochs: {task.tune}, learning_rate: 1e-3, average: 0.999}}"
+        again = f"{{epochs: {task.tune}, learning_rate: 2e-3, average: 0.999}}"
         run_experiment(parse_config([*whole, again, *given]), tuned, resume=tuned.exists())
     return tuned / "pruned.safetensors"
 
@@ -95,35 +128,43 @@ def prune(name: str, method: str, budget: int, seed: int, runs: Path) -> None:
     """One run."""
     task = TASKS[name]
     given = ["--config", str(HERE / task.file), *task.options, "--seed", str(seed)]
-    given += ["--dense", str(dense(name, task, seed, runs))]
+    given += ["--dense", str(dense(name, seed, runs))]
+    recipe = parse_config([*given, "--method", "auto"])
+    tuning, epochs = asdict(recipe.finetune), recipe.finetune.epochs
     if method == "auto":
         given += ["--method", "auto", f"--select.{task.cost}", str(budget)]
         if task.cost != "macs":
             given += ["--select.macs", "null"]
-        recipe = parse_config(given).finetune
-        same = {"epochs": recipe.epochs, "learning_rate": recipe.learning_rate, "average": 0.999}
-        given += ["--scratch", str(same | {"distill": {"weight": 0.7, "temperature": 4.0}})]
+        given += ["--scratch", str(tuning)]
+    elif method in RECIPES:
+        same = {"epochs": recipe.fit.epochs, "train_weights": True, "constraint": "CostConstraint"}
+        given += ["--fit", str(same), "--finetune", str(tuning)]
+        given += ["--method", *RECIPES[method], "--select.macs", str(budget)]
     else:
-        recipe = parse_config([*given, "--method", "auto"])
         given += ["--method", *PEERS[method]]
         if method == "group_norm":
-            given += [f"--select.{task.cost}", str(budget)]
+            given += ["--select.macs", str(budget), "--sparse", "{learning_rate: 1e-3}"]
             given += ["--sparse.epochs", str(recipe.fit.epochs), "--sparse.schedule", "constant"]
-            epochs = recipe.finetune.epochs
+            first = runs / folder(name, method, task.budgets[0], seed)
+            if budget != task.budgets[0]:
+                given += ["--fitted", str(first)]
         else:
             given += ["--method.macs", str(budget), "--select", "Threshold"]
             given += ["--select.value", "0.5"]
-            epochs = recipe.finetune.epochs + recipe.fit.epochs
-        given += ["--finetune", str({"epochs": epochs, "learning_rate": 2e-3, "average": 0.999})]
-        given += ["--finetune.distill", "{weight: 0.7, temperature: 4.0}"]
-    out = runs / f"frontier_{name}_{method}_{budget / 1000:g}k-{seed}"
+            epochs += recipe.fit.epochs
+        given += ["--finetune", str(tuning | {"epochs": epochs})]
+    out = runs / folder(name, method, budget, seed)
     run_experiment(parse_config(given), out, resume=out.exists())
+
+
+def folder(name: str, method: str, budget: int, seed: int) -> str:
+    return f"frontier_{name}_{method}_{budget / 1000:g}k-{seed}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--only", nargs="+", choices=["auto", *PEERS])
+    parser.add_argument("--only", nargs="+", choices=["auto", *PEERS, *RECIPES])
     parser.add_argument("--budgets", nargs="+", type=int)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs"))

@@ -18,13 +18,21 @@ from glob import glob
 from pathlib import Path
 
 HERE = Path(__file__).parent
+RECIPES = ["spike_and_slab", "hard_concrete", "normal_jeffreys", "dirichlet", "implicit"]
+RECIPES += ["logistic_normal", "dirichlet_rounds", "frozen", "global_rank", "no_distillation"]
+RECIPES += ["fit_3", "finetune_10"]
 LENET5 = [f"runs/lenet5_mnist_dense-{seed}/dense.safetensors" for seed in range(3)]
 FASHION = [f"runs/lenet300_100_fashion_dense-{seed}/dense.safetensors" for seed in range(3)]
 STEPS: dict[str, list[list[str]]] = {
     "frontier": [
-        *(["frontier.py", task] for task in ("lenet300_100_mnist", "lenet300_100_fashion")),
-        *(["frontier.py", f"lenet5_mnist{kind}"] for kind in ("", "_plain", "_weights")),
+        *(["frontier.py", f"lenet300_100_{kind}"] for kind in ("mnist", "mnist_short", "fashion")),
+        *(["frontier.py", f"lenet5_mnist{kind}"] for kind in ("", "_plain", "_weights", "_short")),
         ["tables/frontier.py", "runs/frontier_*"],
+    ],
+    "recipes": [
+        ["frontier.py", "lenet300_100_mnist", "--only", *RECIPES],
+        ["tables/frontier.py", "runs/frontier_*"],
+        ["tables/recipes.py"],
     ],
     "penalties": [
         ["lenet_penalties.py", "lenet300_100_fashion", *FASHION],
@@ -59,10 +67,9 @@ STEPS: dict[str, list[list[str]]] = {
 }
 """Scripts with their arguments; a pattern stands for the paths that match it."""
 PAGES = {
-    **{name: [f"tables/{name}.py"] for name in ("frontier", "penalties", "element_wise", "debias")},
-    **{
-        name: [f"tables/{name}.py"] for name in ("families", "agreement", "dirichlet_toy", "layers")
-    },
+    **{name: [f"tables/{name}.py"] for name in ("frontier", "recipes", "penalties", "families")},
+    **{name: [f"tables/{name}.py"] for name in ("debias", "element_wise", "agreement", "layers")},
+    "dirichlet_toy": ["tables/dirichlet_toy.py"],
     "criteria": ["tables/criteria_lenet5.py"],
     "recovery": ["tables/recovery.py", "--rebuild"],
     "lenet5_mnist": ["tables/lenet5_mnist.py"],

@@ -52,11 +52,13 @@ def test_options_after_the_file_win(tmp_path):
 
 def test_auto_is_a_recipe_that_given_fields_win_over(tmp_path):
     file = tmp_path / "c.yaml"
-    plain = "model: bayesprune:digits\ndata: {name: digits}\nselect: {class_path: FamilyRule}\n"
+    plain = "model: bayesprune:digits\ndata: {name: digits}\n"
+    plain += "select: {class_path: Budget, init_args: {macs: 0.1}}\n"
     file.write_text(plain + "method: auto\nfinetune: {epochs: 7}\n")
     config = load_config(file)
-    assert isinstance(config.method, bp.switches.Dirichlet)
-    assert config.method.total == "anneal"
+    assert isinstance(config.method, bp.switches.InformationBottleneck)
+    assert isinstance(config.fit.constraint, bp.CostConstraint)
+    assert not config.fit.constraint.has_target
     assert config.fit.train_weights
     assert (config.finetune.epochs, config.finetune.average) == (7, 0.999)
     (tmp_path / "again.yaml").write_text(config.to_yaml())  # says what it stands for
@@ -65,14 +67,18 @@ def test_auto_is_a_recipe_that_given_fields_win_over(tmp_path):
     file.write_text(plain + "method: {class_path: Dirichlet, init_args: {total: keep}}\n")
     for options in (["--method", "auto"], ["--method=auto"]):
         config = parse_config(["--config", str(file), *options, "--fit.epochs", "2"])
-        assert config.method.total == "anneal"
+        assert isinstance(config.method, bp.switches.InformationBottleneck)
         assert (config.fit.epochs, config.finetune.epochs) == (2, 40)
     file.write_text(plain + "method: auto\n")
     config = parse_config(["--config", str(file), "--method", "Fisher"])
     assert isinstance(config.method, bp.criteria.Fisher)
     assert config.finetune.epochs == TrainConfig().epochs
-    config = parse_config(["--config", str(file), "--method.total", "size"])
-    assert config.method.total == "size"
+    config = parse_config(["--config", str(file), "--method.strength", "2"])
+    assert config.method.strength == 2
+    with pytest.raises(
+        ConfigError, match=r"fit\.constraint: .* give one of them, or select: Budget"
+    ):
+        parse_config(["--config", str(file), "--select", "FamilyRule"])
 
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))

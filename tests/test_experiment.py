@@ -376,12 +376,8 @@ def test_a_constraint_without_a_target_follows_the_budget(tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match="fitted: the cost of .* was held at .* fit anew"):
         run("other", "0.25", fitted=str(one.folder))
     args = fitted_options("HardConcrete", "0.5", fit__constraint="CostConstraint")
-    for changed in (
-        ["--select", "{class_path: TopK, init_args: {count: 2}}"],
-        ["--select.macs", "null", "--select.latency_ms", "1.0"],
-    ):
-        with pytest.raises(ConfigError, match=r"fit\.constraint: without macs or params"):
-            bp.config.parse_config([*args, *changed])
+    with pytest.raises(ConfigError, match=r"fit\.constraint: without macs or params"):
+        bp.config.parse_config([*args, "--select", "{class_path: TopK, init_args: {count: 2}}"])
 
 
 def test_the_fit_of_another_run_must_be_there_and_fit(finished, tmp_path) -> None:
@@ -416,6 +412,7 @@ def test_a_latency_budget_in_rounds_and_limits(tmp_path, monkeypatch):
 
     monkeypatch.setattr(timing, "latency", device)
     args = options(rounds="2", limits__round_to="2", limits__protect="[conv1]", fit__epochs="1")
+    args += ["--fit.constraint", "CostConstraint"]
     args[args.index("--select.macs")] = "--select.latency_ms"
     dense = bp.models.create("digits", widths=[8, 8, 8, 12])
     limit = 1 + 0.5 * (device(dense, None) - 1)
@@ -430,6 +427,10 @@ def test_a_latency_budget_in_rounds_and_limits(tmp_path, monkeypatch):
     assert first.cost.macs > run.plan.cost.macs
     notes = json.loads((tmp_path / "run" / "state" / "notes.json").read_text())
     assert notes["keep-1"]["conv1"] == 8
+    # The constraint's target: the MACs of what keeps the same fraction of every group.
+    targets = [notes[f"target-{number}"]["macs"] for number in (1, 2)]
+    assert run.summary["dense"]["macs"] > targets[0] > targets[1] > 0
+    assert targets[1] == pytest.approx(run.summary["pruned"]["macs"], rel=0.4)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,17 @@ def recorded(
     return rows
 
 
+def held_out(folder: Path) -> Row:
+    """What a run's choices were made on: held-out error and NLL, cut and fine-tuned."""
+    found = json.loads((folder / "summary.json").read_text())["held_out"]
+    cut = [name for name in found if name.startswith("cut")][-1]  # of the last round
+    return {
+        f"held_out.{stage}.{name}": found[key][name]
+        for stage, key in (("cut", cut), ("pruned", "pruned"))
+        for name in ("error", "nll")
+    }
+
+
 def command(folder: Path) -> str:
     """How to repeat a recorded run."""
     config = folder.relative_to(RESULTS.parents[1]) / "config.yaml"
