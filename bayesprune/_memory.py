@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +24,28 @@ class OutputMemory:
     def __len__(self) -> int:
         return len(self._places)
 
-    def outputs(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    def outputs(
+        self, network: Callable[[Any], Tensor], inputs: Tensor | tuple[Tensor, ...]
+    ) -> Tensor:
         """``network(inputs)``, shape ``(N, classes)``, of rows that were never seen only.
 
-        The network has to treat rows independently and be the same at every call. Nothing is
-        differentiated.
+        Several inputs, for a network of as many arguments, come as a tuple. The network has to
+        treat rows independently and be the same at every call. Nothing is differentiated.
         """
-        rows = inputs.detach().cpu().contiguous().flatten(1).numpy()
+        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+        parts = [t.detach().cpu().reshape(len(t), -1).contiguous() for t in tensors]
+        rows = torch.cat([part.view(torch.uint8) for part in parts], 1).numpy()
         keys = [hashlib.blake2b(row, digest_size=12).digest() for row in rows]
         new = list({key: n for n, key in enumerate(keys) if key not in self._places}.items())
         with torch.no_grad():
             if len(self) + len(new) > LIMIT:
                 return network(inputs)
             if new:
-                self._add([key for key, _ in new], network(inputs[[n for _, n in new]]).cpu())
-        return self._table[[self._places[key] for key in keys]].to(inputs.device)
+                chosen = [n for _, n in new]
+                picked = tuple(tensor[chosen] for tensor in tensors)
+                made = network(picked if isinstance(inputs, tuple) else picked[0])
+                self._add([key for key, _ in new], made.cpu())
+        return self._table[[self._places[key] for key in keys]].to(tensors[0].device)
 
     def _add(self, keys: list[bytes], rows: Tensor) -> None:
         first, last = len(self), len(self) + len(keys)

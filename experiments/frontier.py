@@ -46,7 +46,7 @@ SHIFTED = ("--data.augment", "shift", "--data.max_shift", "2")
 TASKS = {
     "lenet5_mnist": Task("lenet5_mnist.yaml", (60_000, 95_000, 150_000), dense=SHIFTED),
     "lenet5_mnist_plain": Task(
-        "lenet5_mnist.yaml", (60_000, 95_000, 150_000), ("--data.augment", "none"), tune=0
+        "lenet5_mnist.yaml", (60_000, 95_000, 150_000), ("--data.augment", "none")
     ),
     "lenet5_mnist_weights": Task(
         "lenet5_mnist.yaml", (2_000,), cost="params", dense_of="lenet5_mnist"

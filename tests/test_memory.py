@@ -51,6 +51,19 @@ def test_inputs_are_told_apart_by_every_bit(asked):
     assert rows == [1, 1]
 
 
+def test_several_inputs_of_any_type():
+    def network(inputs):
+        numbers, halves = inputs
+        return numbers[:, None].float() + halves.float()
+
+    inputs = torch.arange(4), torch.randn(4, 3, dtype=torch.bfloat16)
+    memory = OutputMemory()
+    for chosen in ([0, 1], [1, 3, 0], [2]):
+        part = tuple(tensor[chosen] for tensor in inputs)
+        torch.testing.assert_close(memory.outputs(network, part), network(part))
+    assert len(memory) == 4
+
+
 def test_equal_networks_share_a_memory():
     network = nn.Sequential(nn.Linear(6, 3), nn.ReLU())
     memory = memory_of(network)
