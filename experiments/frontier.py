@@ -81,7 +81,7 @@ RECIPES = {
     "dirichlet": ["Dirichlet", "--method.total", "anneal", "--fit.constraint", "null"],
     "dirichlet_rounds": [
         *("Dirichlet", "--method.total", "anneal", "--fit.constraint", "null"),
-        *("--rounds", "3", "--fit.epochs", "4", "--finetune.epochs", "13"),
+        *("--rounds", "3", "--fit.epochs", "2", "--finetune.epochs", "3"),
     ],
     "implicit": [
         *("Dirichlet", "--method.total", "anneal", "--fit.constraint", "null"),
@@ -92,10 +92,8 @@ RECIPES = {
     "frozen": ["InformationBottleneck", "--fit.train_weights", "false"],
     "global_rank": ["InformationBottleneck", "--select", "GlobalRank"],
     "no_distillation": ["InformationBottleneck", "--finetune.distill", "null"],
-    "fit_3": ["InformationBottleneck", "--fit.epochs", "3"],
-    "finetune_10": ["InformationBottleneck", "--finetune.epochs", "10"],
 }
-"""What differs from the default recipe; experiments/tables/recipes.py builds the page."""
+"""What differs from the default recipe in short; experiments/tables/recipes.py builds the page."""
 PEERS = {
     "torch_pruning_magnitude": ["peers.TorchPruning", "--method.importance", "magnitude"],
     "torch_pruning_taylor": ["peers.TorchPruning", "--method.importance", "taylor"],

@@ -20,7 +20,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RECIPES = ["spike_and_slab", "hard_concrete", "normal_jeffreys", "dirichlet", "implicit"]
 RECIPES += ["logistic_normal", "dirichlet_rounds", "frozen", "global_rank", "no_distillation"]
-RECIPES += ["fit_3", "finetune_10"]
 LENET5 = [f"runs/lenet5_mnist_dense-{seed}/dense.safetensors" for seed in range(3)]
 FASHION = [f"runs/lenet300_100_fashion_dense-{seed}/dense.safetensors" for seed in range(3)]
 STEPS: dict[str, list[list[str]]] = {
@@ -30,7 +29,7 @@ STEPS: dict[str, list[list[str]]] = {
         ["tables/frontier.py", "runs/frontier_*"],
     ],
     "recipes": [
-        ["frontier.py", "lenet300_100_mnist", "--only", *RECIPES],
+        ["frontier.py", "lenet300_100_mnist_short", "--only", *RECIPES, "--budgets", "9000"],
         ["tables/frontier.py", "runs/frontier_*"],
         ["tables/recipes.py"],
     ],

@@ -39,24 +39,22 @@ LENET5 = [  # method, kept, MACs without biases, error in %, counted in print as
     ("Dirichlet, mean (2021)", "5-8-45-15", 136_800, 1.1, "with biases"),
     ("GSS (structure)", "4-15-240-58", 168_100, 0.76, "without biases"),
 ]
-TASKS: dict[str, tuple[str, str, str, list[tuple[str, str, int, float | None, str]]]] = {
+Published = tuple[str, str, int, float | None, str]
+TASKS: dict[str, tuple[str, str, list[Published]]] = {  # title, text, published rows
     "lenet5_mnist": (
         "LeNet-5, MNIST",
         "Training images are shifted by up to one pixel. *Kept* is conv1-conv2-fc1; fc1 reads 16 "
         "inputs of each conv2 channel.",
-        "lenet5_mnist.yaml",
         LENET5,
     ),
     "lenet5_mnist_plain": (
         "LeNet-5, MNIST, without augmentation",
         "",
-        "lenet5_mnist.yaml",
         LENET5,
     ),
     "lenet5_mnist_weights": (
         "LeNet-5, MNIST, few parameters",
         "The budget is of parameters, biases included.",
-        "lenet5_mnist.yaml",
         [
             ("Dirichlet, mean (2021)", "5-8-45-15", 136_800, 1.1, "2.0K weights"),
             ("Dirichlet, 150 samples (2021)", "6-8-40-20", 164_200, 1.1, "2.4K weights"),
@@ -65,14 +63,12 @@ TASKS: dict[str, tuple[str, str, str, list[tuple[str, str, int, float | None, st
     "lenet5_mnist_short": (
         "LeNet-5, MNIST: beside other libraries",
         "A short recipe, seven epochs in all, with shifts by up to one pixel.",
-        "lenet5_mnist.yaml",
         [],
     ),
     "lenet300_100_mnist": (
         "LeNet-300-100, MNIST",
         "The dense network was trained with shifted images; pruning and fine-tuning see them as "
         "they are. *Kept* is pixels-fc1-fc2.",
-        "lenet300_100_mnist.yaml",
         [
             ("VIBNet (2018)", "97-71-33", 9_560, 1.6, "without biases"),
             ("L0-sep (2018)", "266-88-33", 26_600, 1.8, "without biases"),
@@ -82,14 +78,12 @@ TASKS: dict[str, tuple[str, str, str, list[tuple[str, str, int, float | None, st
         "LeNet-300-100, MNIST: beside other libraries",
         "A short recipe, fifteen epochs in all. torch-pruning's tracer does not follow the "
         "selection of pixels, so that it cuts hidden units only.",
-        "lenet300_100_mnist.yaml",
         [],
     ),
     "lenet300_100_fashion": (
         "LeNet-300-100, Fashion-MNIST",
         "The dense network was trained with shifted and mirrored images, then for ten epochs with "
         "the images as they are, which is what pruning and fine-tuning see.",
-        "lenet300_100_fashion.yaml",
         [("GSS (structure)", "760-39-60", 32_580, 10.49, "without biases")],
     ),
 }
@@ -134,7 +128,7 @@ def verdicts(task: str, rows: list[dict[str, Any]]) -> list[str]:
             word = "reached" if 100 * best["error"] <= error else "missed"
             lines.append(
                 f"- Goal: at most {error} % at {limit:,} {unit}: {word}, "
-                f"{percent(best, 'error')} % at {best[cost]:,.0f} ({best['seeds']} seeds)."
+                f"{percent(best, 'error')} % at {best[cost]:,.0f} (seeds: {best['seeds']})."
             )
     return lines
 
@@ -159,7 +153,7 @@ def wins(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def section(task: str, rows: list[dict[str, Any]]) -> list[str]:
-    title, text, _, published = TASKS[task]
+    title, text, published = TASKS[task]
     told = " ".join(filter(None, (text, f"Dense: {percent(rows[0], 'dense.error')} %.")))
     lines = [f"## {title}", "", *textwrap.wrap(told, 100), ""]
     if said := [*verdicts(task, rows), *wins(rows)]:
