@@ -111,6 +111,8 @@ class RunConfig:
     fitted : str, optional
         Folder of another run with the same method, fitted alike: its dense network and its fit
         take the place of pretraining and fitting, so that another budget costs fine-tuning only.
+        Not for fits that aim at the budget: a constraint without a target, or gates whose mass is
+        what the budget keeps.
     pretrain, finetune : TrainConfig
         `finetune.distill` learns from the dense network.
     fit : FitConfig
@@ -172,10 +174,7 @@ class RunConfig:
             )
 
     def _check_constraint(self) -> None:
-        constraint, rule = self.fit.constraint, self.select
-        if constraint is None or constraint.has_target:
-            return
-        if not isinstance(rule, CostLimit):
+        if self.follows_budget and not isinstance(self.select, CostLimit):
             raise ConfigError(
                 "fit.constraint: without macs or params of its own, CostConstraint takes those of "
                 "the budget; give one of them, or select: Budget"
@@ -198,6 +197,14 @@ class RunConfig:
                     "checks.pareto_k: expected a posterior to compare with; "
                     f"{type(bound).__name__}{why}"
                 )
+
+    @property
+    def follows_budget(self) -> bool:
+        """Whether switches are fitted with the cost held at the budget."""
+        constraint = self.fit.constraint
+        return (
+            isinstance(self.method, Switch) and constraint is not None and not constraint.has_target
+        )
 
     @property
     def rule(self) -> Rule:
@@ -223,7 +230,7 @@ AUTO: dict[str, Any] = {
     },
 }
 """What ``method: auto`` stands for, unless fields are given; docs/results/frontier.md shows what it
-reaches, docs/results/recipes.md beside what."""
+reaches."""
 
 
 def config_parser() -> ArgumentParser:

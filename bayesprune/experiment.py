@@ -354,6 +354,9 @@ def _take_fit(
     if other is None:
         return
     notes = other.read_notes()
+    if folder.read_notes()["rules"] == notes.get("rules"):
+        for name in {"keep", "target"} & notes.keys():  # latency is never measured the same twice
+            folder.note(name, lambda value=notes[name]: value)
     if isinstance(config.method, Switch) and config.method.needs_keep:
         keep = folder.note("keep", partial(rules[0].counts, context))
         if keep != notes.get("keep"):
@@ -361,8 +364,7 @@ def _take_fit(
                 f"fitted: the switches of {other.path} were fitted to keep {notes.get('keep')} "
                 f"channels, here they are to keep {keep}; fit anew"
             )
-    constraint = config.fit.constraint
-    if constraint is not None and not constraint.has_target:
+    if config.follows_budget:
         target = folder.note("target", partial(_target, rules[0], context))
         if target != notes.get("target"):
             raise ConfigError(
@@ -636,11 +638,12 @@ def _target(rule: Rule, context: Context) -> dict[str, float]:
     A latency becomes the MACs of a network that keeps the same fraction of every group within it.
     """
     assert isinstance(rule, CostLimit)
-    if rule.kind != "latency_ms":
-        return {rule.kind: rule.limit(context)}
-    counts = rule.counts(context)
-    assert counts is not None
-    return {"macs": context.prices.macs({n: range(round(c)) for n, c in counts.items()})}
+    if rule.kind == "latency_ms":
+        counts = rule.counts(context)
+        assert counts is not None
+        return {"macs": context.prices.macs({n: range(round(c)) for n, c in counts.items()})}
+    # A round may leave a network that costs less than the next one is allowed to.
+    return {rule.kind: min(rule.limit(context), rule.price(context)({}))}
 
 
 def _constraint(

@@ -237,7 +237,7 @@ class CostPenalty(nn.Module):
         assert target is not None
         self.target = target * self.dense if target <= 1 else target
         least = self.price({name: [0] for name in switched.guide.names})
-        if not least < self.target <= self.dense:
+        if not least <= self.target <= self.dense:
             raise ConfigError(
                 f"CostConstraint: expected a target between {least:,.0f}, the cost with one unit "
                 f"per group, and {self.dense:,.0f}, the dense network's, got {self.target:,.0f}"

@@ -670,10 +670,10 @@ class Distillation:
         Divides both networks' logits, above 0.
     remember : bool
         Ask the teacher only about inputs that differ from all before, and keep its logits in
-        memory, for all trainings with that teacher in this process. On a CPU, where the dense
-        teacher costs more than the small student, this makes fine-tuning faster as soon as images
-        come again: with 25 shifts after a few dozen epochs, without augmentation in the second.
-        Logits differ by rounding, as the teacher sees other batches.
+        memory, up to 1 GiB, for all trainings with that teacher object: worth it on a CPU, where a
+        dense teacher costs more than a small student, if images come again, as they are or with a
+        few augmentations. Each row of the teacher's batch has to be computed independently of the
+        others; logits may differ by rounding, as it sees other batches.
 
     Raises
     ------
@@ -905,17 +905,20 @@ def train_network(
     averager = None if config.average is None else averaged_copy(network, config.average)
     measured = network if averager is None else averager.module
 
-    asked = None if teacher is None else partial(_logits, teacher)
-    if asked is not None and teacher is not None and distill is not None and distill.remember:
-        asked = partial(memory_of(teacher).outputs, asked)
+    ask = None
+    if distill is not None:
+        assert teacher is not None
+        ask = partial(_logits, teacher)
+        if distill.remember:
+            ask = partial(memory_of(teacher).outputs, ask)
 
     def step(batch: Batch) -> dict[str, Tensor]:
         inputs, targets = batch
         logits, *auxiliary = _heads(network, inputs)
         loss = _cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-        if distill is not None and asked is not None:
+        if distill is not None and ask is not None:
             with torch.no_grad():
-                guide = asked(inputs)
+                guide = ask(inputs)
             imitation = distillation_loss(logits, guide, distill.temperature)
             loss = (1 - distill.weight) * loss + distill.weight * imitation
         for head in auxiliary:

@@ -28,8 +28,8 @@ class Task:
     """A network and data, budgets, and what is changed of the configuration.
 
     `dense` is changed for pretraining only; `tune` is for how many epochs the dense network is then
-    trained on as `options` say. LeNet-300-100 is pretrained with augmented images, and tuned,
-    pruned and fine-tuned without.
+    trained on as `options` say, with distillation from itself. LeNet-300-100 is pretrained with
+    augmented images, and pruned and fine-tuned without.
     """
 
     file: str
@@ -145,6 +145,7 @@ def prune(name: str, method: str, budget: int, seed: int, runs: Path) -> None:
             given += ["--sparse.epochs", str(recipe.fit.epochs), "--sparse.schedule", "constant"]
             first = runs / folder(name, method, task.budgets[0], seed)
             if budget != task.budgets[0]:
+                prune(name, method, task.budgets[0], seed, runs)
                 given += ["--fitted", str(first)]
         else:
             given += ["--method.macs", str(budget), "--select", "Threshold"]

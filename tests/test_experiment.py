@@ -373,11 +373,16 @@ def test_a_constraint_without_a_target_follows_the_budget(tmp_path, monkeypatch)
     assert [target["macs"] for target in targets] == pytest.approx([0.5 * dense, 0.25 * dense])
     one = run("one", "0.5")
     assert targets[-1] == {"macs": 0.5 * dense}
+    again = run("again", "0.5", fitted=str(one.folder))
+    assert numbers(again.folder) == numbers(one.folder)
+    run("all", str(dense + 1))
+    assert targets[-1] == {"macs": dense}
     with pytest.raises(ConfigError, match="fitted: the cost of .* was held at .* fit anew"):
         run("other", "0.25", fitted=str(one.folder))
     args = fitted_options("HardConcrete", "0.5", fit__constraint="CostConstraint")
     with pytest.raises(ConfigError, match=r"fit\.constraint: without macs or params"):
         bp.config.parse_config([*args, "--select", "{class_path: TopK, init_args: {count: 2}}"])
+    bp.config.parse_config([*args, "--method", "Fisher", "--select", "Threshold"])  # fits nothing
 
 
 def test_the_fit_of_another_run_must_be_there_and_fit(finished, tmp_path) -> None:

@@ -148,8 +148,8 @@ def section(model: str, table: list[dict[str, Any]]) -> list[str]:
         lines += [
             "### Longer fine-tuning",
             "",
-            "`method: auto`, the recipe of Dirichlet above. The second dense network is the first",
-            "after 10 more epochs on images as they are, without shifts and mirroring.",
+            "Dirichlet as above. The second dense network is the first after 10 more epochs on",
+            "images as they are, without shifts and mirroring.",
             "",
             "| dense error % | epochs | seeds | error % | from scratch % | MACs | kept, by seed |",
             "|---|---|---|---|---|---|---|",

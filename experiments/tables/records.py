@@ -29,11 +29,14 @@ def record(folder: Path, kind: str) -> None:
 def recorded(
     name: str, folders: Sequence[str], more: Callable[[Path], Row] = lambda folder: {}
 ) -> list[Row]:
-    """The runs of a page, one line each in docs/results/`name`.json, after adding `folders`."""
+    """The runs of a page, one line each in docs/results/`name`.json, after adding `folders`.
+
+    Folders of runs that are not finished are passed over.
+    """
     file = RESULTS / f"{name}.json"
     rows = json.loads(file.read_text()) if file.exists() else []
     known = {row["folder"]: row for row in rows}
-    paths = [Path(folder) for folder in folders]
+    paths = [path for path in map(Path, folders) if (path / "summary.json").exists()]
     for path, row in zip(paths, collect_runs(paths), strict=True):
         known[path.name] = row | more(path) | {"folder": path.name}
     rows = [known[key] for key in sorted(known)]
