@@ -30,6 +30,7 @@ STEPS: dict[str, list[list[str]]] = {
     ],
     "recipes": [
         ["frontier.py", "lenet300_100_mnist_short", "--only", *RECIPES, "--budgets", "9000"],
+        ["frontier.py", "lenet5_mnist_short", "--only", *RECIPES, "--budgets", "60000"],
         ["tables/frontier.py", "runs/frontier_*"],
         ["tables/recipes.py"],
     ],

@@ -48,6 +48,18 @@ measures.
 | network | kept | MACs | time, batch 1 | over theirs | time, batch 64 | over theirs |
 |---|---|---|---|---|---|---|
 """
+SPARSE = """
+## Structured sparse convolutions
+
+`StructuredSparseConv2d` beside the dense convolutions it replaces: whole networks, batch {batch}.
+For a share of the parameters the pattern (p, g), what it leaves of parameters and of
+multiply-accumulates (half-filled kernels run as dense ones of fewer channels, with zeros on the
+other half), and its time over that of the dense network.
+`experiments/bench/structured_sparse_conv.py` measures.
+
+| network | p | g | parameters | MACs | time |
+|---|---|---|---|---|---|
+"""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -80,6 +92,12 @@ def main() -> None:
         cells = [f"{row[f'batch {b}'][k]:.2f}" for b in (1, 64) for k in ("ours", "ours / theirs")]
         name = row["network"].partition(":")[2]
         text += f"| {name} | {row['kept']:.0%} | {row['macs']:.1%} | {' | '.join(cells)} |\n"
+    sparse = read("structured_sparse_conv")
+    text += SPARSE.format(batch=sparse["batch"])
+    for row in sparse["rows"]:
+        shares = f"{row['parameters left']:.1%} | {row['MACs left']:.1%}"
+        text += f"| {row['network']} | {row['p']} | {row['g']} | {shares} "
+        text += f"| {row['sparse over dense']:.2f} |\n"
     (RESULTS / "speed.md").write_text(text)
 
 
