@@ -156,11 +156,23 @@ def wins(rows: list[dict[str, Any]]) -> list[str]:
     return lines + [f"- No network was found by {', '.join(absent)}."] * bool(absent)
 
 
+def controls(rows: list[dict[str, Any]]) -> list[str]:
+    """At how many budgets fresh weights in the same widths are no worse."""
+    pairs = [(r["scratch.error"], r["error"]) for r in rows if r["scratch.error"] is not None]
+    if not pairs:
+        return []
+    as_good = sum(scratch <= error for scratch, error in pairs)
+    return [
+        "- Fresh weights in the widths that `auto` found, trained alike, have no higher a mean "
+        f"error at {as_good} of {len(pairs)} budgets."
+    ]
+
+
 def section(task: str, rows: list[dict[str, Any]]) -> list[str]:
     title, text, published = TASKS[task]
     told = " ".join(filter(None, (text, f"Dense: {percent(rows[0], 'dense.error')} %.")))
     lines = [f"## {title}", "", *textwrap.wrap(told, 100), ""]
-    if said := [*verdicts(task, rows), *wins(rows)]:
+    if said := [*verdicts(task, rows), *wins(rows), *controls(rows)]:
         lines += [*said, ""]
     lines += [
         "| budget | method | seeds | error % | from scratch % | MACs | with biases | weights "
