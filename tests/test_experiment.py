@@ -382,7 +382,8 @@ def test_a_constraint_without_a_target_follows_the_budget(tmp_path, monkeypatch)
     args = fitted_options("HardConcrete", "0.5", fit__constraint="CostConstraint")
     with pytest.raises(ConfigError, match=r"fit\.constraint: without macs or params"):
         bp.config.parse_config([*args, "--select", "{class_path: TopK, init_args: {count: 2}}"])
-    bp.config.parse_config([*args, "--method", "Fisher", "--select", "Threshold"])  # fits nothing
+    for_criteria = "{class_path: Threshold, init_args: {value: 0.5}}"  # they fit nothing
+    bp.config.parse_config([*args, "--method", "Fisher", "--select", for_criteria])
 
 
 def test_the_fit_of_another_run_must_be_there_and_fit(finished, tmp_path) -> None:
