@@ -209,6 +209,9 @@ def section(task: str, rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     table = average_over_seeds(recorded("frontier", sys.argv[1:], held_out))
     table = [row for row in table if asked(row)[1] in NAMES]
+    raced = {asked(row)[0] for row in table if asked(row)[1] != "auto"}
+    # Without peers a short recipe is shown beside ideas only, on the page of recipes.
+    table = [row for row in table if asked(row)[0] in raced or not asked(row)[0].endswith("_short")]
     lines = ["# Small LeNets", "", *INTRODUCTION.strip().splitlines(), ""]
     for task in TASKS:
         rows = [row for row in table if asked(row)[0] == task]
