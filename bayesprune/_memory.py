@@ -40,7 +40,7 @@ class OutputMemory:
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         parts = [t.detach().cpu().reshape(len(t), -1).contiguous() for t in tensors]
         rows = torch.cat([part.view(torch.uint8) for part in parts], 1).numpy()
-        keys = [hashlib.blake2b(row, digest_size=12).digest() for row in rows]
+        keys = [hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in rows]
         new = {key: n for n, key in enumerate(keys) if key not in self._places}
         places = ChainMap({}, self._places)
         if new:
@@ -73,7 +73,9 @@ def memory_of(network: nn.Module) -> OutputMemory:
     """The memory of a network for as long as it lives; a new one if its weights have changed."""
     told = hashlib.blake2b()
     for tensor in (*network.parameters(), *network.buffers()):
-        told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        told.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     if network not in _memories or _memories[network][0] != told.digest():
         _memories[network] = told.digest(), OutputMemory()
     return _memories[network][1]
