@@ -45,8 +45,9 @@ class OutputMemory:
         places = ChainMap({}, self._places)
         if new:
             asked = list(new.values())
-            others = [n for n in range(len(keys)) if n not in set(asked)]
-            asked += others[: max(0, FEW - len(asked))]
+            if len(asked) < FEW:
+                others = set(range(len(keys))) - set(asked)
+                asked += sorted(others)[: FEW - len(asked)]
             picked = tuple(tensor[asked] for tensor in tensors)
             made = network(picked if isinstance(inputs, tuple) else picked[0])[: len(new)]
             places.maps[0] = self._put(list(new), made.cpu())

@@ -230,7 +230,7 @@ AUTO: dict[str, Any] = {
     },
 }
 """What ``method: auto`` stands for, unless fields are given; docs/results/frontier.md shows what it
-reaches."""
+reaches, docs/results/recipes.md beside what else."""
 
 
 def config_parser() -> ArgumentParser:

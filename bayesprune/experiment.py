@@ -535,7 +535,7 @@ def _fit(
         loader=data.train,
         epochs=settings.epochs,
         estimator=_estimator(config),
-        constraint=_constraint(settings.constraint, folder, suffix, rule, context),
+        constraint=_constraint(config, folder, suffix, rule, context),
         learning_rate=settings.learning_rate,
         weight_learning_rate=settings.weight_learning_rate,
         joint=settings.joint,
@@ -647,10 +647,11 @@ def _target(rule: Rule, context: Context) -> dict[str, float]:
 
 
 def _constraint(
-    constraint: CostConstraint | None, folder: _Folder, suffix: str, rule: Rule, context: Context
+    config: RunConfig, folder: _Folder, suffix: str, rule: Rule, context: Context
 ) -> CostConstraint | None:
     """What holds the cost in a fit; without a target of its own, at the budget of the round."""
-    if constraint is None or constraint.has_target:
+    constraint = config.fit.constraint
+    if constraint is None or not config.follows_budget:
         return constraint
     return constraint.towards(**folder.note(f"target{suffix}", partial(_target, rule, context)))
 

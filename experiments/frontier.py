@@ -141,12 +141,11 @@ def prune(name: str, method: str, budget: int, seed: int, runs: Path) -> None:
     else:
         given += ["--method", *PEERS[method]]
         if method == "group_norm":
-            given += ["--select.macs", str(budget), "--sparse", "{learning_rate: 1e-3}"]
-            given += ["--sparse.epochs", str(recipe.fit.epochs), "--sparse.schedule", "constant"]
-            first = runs / folder(name, method, task.budgets[0], seed)
-            if budget != task.budgets[0]:
-                prune(name, method, task.budgets[0], seed, runs)
-                given += ["--fitted", str(first)]
+            sparse = {"epochs": recipe.fit.epochs, "learning_rate": 1e-3, "schedule": "constant"}
+            given += ["--select.macs", str(budget), "--sparse", str(sparse)]
+            if budget != (first := task.budgets[0]):
+                prune(name, method, first, seed, runs)
+                given += ["--fitted", str(runs / folder(name, method, first, seed))]
         else:
             given += ["--method.macs", str(budget), "--select", "Threshold"]
             given += ["--select.value", "0.5"]

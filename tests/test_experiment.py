@@ -410,6 +410,26 @@ def test_a_dense_network_from_another_run(finished, tmp_path):
     assert "pretrain" not in run.summary["seconds"]
 
 
+def test_the_fit_of_another_run_with_a_latency_budget(tmp_path, monkeypatch):
+    """A budget is the same where the device has become slower since."""
+    slow = 1.0
+
+    def device(network, example, **repeats):
+        return slow * (1 + 1e-3 * sum(p.numel() for p in network.parameters()))
+
+    monkeypatch.setattr(timing, "latency", device)
+    args = fitted_options("Dirichlet", "0.5", fit__epochs="1", fit__constraint="CostConstraint")
+    args += ["--method.total", "keep", "--select.macs", "null", "--select.latency_ms", "2.4"]
+    first = bp.run_experiment(bp.config.parse_config(args), tmp_path / "first")
+    slow = 1.1
+    args += ["--fitted", str(first.folder)]
+    again = bp.run_experiment(bp.config.parse_config(args), tmp_path / "again")
+    folders = (first.folder, again.folder)
+    notes = [json.loads((folder / "state" / "notes.json").read_text()) for folder in folders]
+    for name in ("keep", "target"):
+        assert notes[0][name] == notes[1][name]
+
+
 def test_a_latency_budget_in_rounds_and_limits(tmp_path, monkeypatch):
     """On a made-up device: 1 ms, and 1 ms for every thousand weights."""
 

@@ -104,3 +104,36 @@ def test_distillation_is_the_same_with_a_memory(asked):
         histories.append([row["loss"] for row in found[1]])
     assert histories[1] == histories[0]
     assert rows == [5] * (12 + 3)
+
+
+class Interrupted(list):
+    """Batches that stop after a number of passes."""
+
+    passes = 2
+
+    def __iter__(self):
+        self.passes -= 1
+        if self.passes < 0:
+            raise KeyboardInterrupt
+        return super().__iter__()
+
+
+def test_training_resumes_with_an_empty_memory(asked, tmp_path):
+    teacher, rows = asked
+    batches = [(torch.randn(20, 6), torch.arange(20) % 3) for _ in range(3)]
+    student = nn.Linear(6, 3)
+    config = TrainConfig(epochs=4, distill=Distillation(0.5, 2.0, remember=True))
+
+    def train(loader, **options):
+        return train_network(copy.deepcopy(student), loader, config, seed=0, **options)
+
+    whole, history = train(batches, teacher=teacher)
+    options = {"checkpoint": tmp_path / "state", "teacher": copy.deepcopy(teacher)}
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupted(batches), **options)
+    rows.clear()
+    options["teacher"] = copy.deepcopy(teacher)
+    resumed, again = train(batches, **options)
+    assert len(rows) == 3  # each batch once more
+    assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in history])
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict())

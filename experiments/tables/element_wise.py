@@ -33,6 +33,7 @@ TASKS = {
 }
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5)  # of a layer's standard deviation
 MARGIN = 0.02  # what the mask may cost before retraining, in held-out error
+CHOSEN = ("setting", "multiple", "within")  # with seed 0, and whether it is within the margin
 RETRAIN = {"lenet300_100_fashion": 3, "lenet5_mnist": 2}  # epochs
 METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "Lasso": ("strength", (1e-2, 3e-2, 1e-1)),
@@ -42,12 +43,6 @@ METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "ElementSpred": ("strength", (1e-5, 1e-4, 1e-3)),
     "GSS121": ("strength", (1e-2, 3e-2, 1e-1)),
     "SNIP": ("keep", (0.02, 0.05, 0.1)),
-}
-NOTES = {
-    "lenet5_mnist": "SNIP ranks weights by the gradient of one batch. Of a trained LeNet-5 few "
-    "images of a batch have any: two or three of the ten outputs lose all their weights, by seed "
-    "(where 10 % of all weights stay, up to two). No setting came within the margin; the row has "
-    "the first."
 }
 
 
@@ -74,8 +69,11 @@ def masked(network: Any, multiple: float) -> Any:
     return network
 
 
-def choose(task: str, name: str, dense: Path) -> tuple[float, float]:
-    """Setting and multiple that leave the fewest weights within the margin, with seed 0."""
+def choose(task: str, name: str, dense: Path) -> tuple[float, float, bool]:
+    """Setting and multiple that leave the fewest weights within the margin, with seed 0.
+
+    The first of both if none is within; the last value tells.
+    """
     grid = METHODS[name][1][task == "lenet5_mnist" :]  # fewer steps need stronger penalties
     best = (float("inf"), grid[0], MULTIPLES[0])
     for value in grid:
@@ -87,7 +85,7 @@ def choose(task: str, name: str, dense: Path) -> tuple[float, float]:
             error = bp.evaluate(small, data.validation)["error"]
             if error <= limit + MARGIN and left < best[0]:
                 best = (float(left), value, multiple)
-    return best[1:]
+    return *best[1:], best[0] < float("inf")
 
 
 def row(task: str, name: str, value: float, multiple: float, seed: int, dense: Path) -> dict:
@@ -106,21 +104,21 @@ def row(task: str, name: str, value: float, multiple: float, seed: int, dense: P
         if hasattr(module, "weight_mask"):
             prune.remove(module, "weight")
     left = remaining_weights(network)
+    last = network.get_submodule(left["layer"].iloc[-2])  # above the total
     return {
         "task": task,
         "method": name,
-        "setting": value,
-        "multiple": multiple,
         "seed": seed,
         "error": error,
         "left": dict(zip(left["layer"], map(int, left["remaining"]), strict=True)),
         "of": dict(zip(left["layer"], map(int, left["of"]), strict=True)),
         "units": int(sum(_alive(network))),
+        "outputs": last.weight.count_nonzero(1).tolist(),
     }
 
 
 def _alive(network: Any) -> list[int]:
-    """Rows of weights that are not all 0."""
+    """How many rows of weights of each layer are not all 0."""
     weights = (p for n, p in network.named_parameters() if n.endswith("weight"))
     return [int(weight.flatten(1).any(1).sum()) for weight in weights]
 
@@ -163,7 +161,16 @@ def page(rows: list[dict]) -> str:
                 + " | ".join(cells)
                 + " |"
             )
-        lines += ["", *textwrap.wrap(NOTES[task], 90)] if task in NOTES else []
+        for name in METHODS:
+            same = [found for found in of_task if found["method"] == name]
+            if all(found["within"] for found in same):
+                continue
+            dead = ", ".join(str(found["outputs"].count(0)) for found in same)
+            told = (
+                f"{name}: no setting came within the margin; the row has the first. Of the "
+                f"{len(same[0]['outputs'])} outputs {dead} have no weights left, by seed."
+            )
+            lines += ["", *textwrap.wrap(told, 90)]
     return "\n".join(lines) + "\n"
 
 
@@ -177,12 +184,12 @@ def main() -> None:
         if len(done) == len(dense):
             continue
         known = next(iter(done.values()), None)
-        value, multiple = (
-            (known["setting"], known["multiple"]) if known else choose(task, name, Path(dense[0]))
-        )
+        chosen = {name: known[name] for name in CHOSEN} if known else None
+        chosen = chosen or dict(zip(CHOSEN, choose(task, name, Path(dense[0])), strict=True))
         for seed, path in enumerate(dense):
             if seed not in done:
-                rows.append(row(task, name, value, multiple, seed, Path(path)))
+                made = row(task, name, chosen["setting"], chosen["multiple"], seed, Path(path))
+                rows.append(made | chosen)
                 file.write_text(json.dumps(rows, indent=1))
                 print(time.strftime("%H:%M:%S"), rows[-1], flush=True)
     (RESULTS / "element_wise.md").write_text(page(rows))

@@ -71,12 +71,13 @@ def call(row: Row, file: str) -> str:
     path = RESULTS.parents[1] / "experiments" / file
     while True:
         config = describe(parse_config(["--config", str(path), *options]))
-        found = next(_differences(config, recipe), None)
-        if found is None:
+        found = list(_differences(config, recipe))
+        if not found:
             return shlex.join(["bayesprune", "run", f"experiments/{file}", *options])
-        if found[0] in options:
-            raise ValueError(f"{row['folders']}: cannot say {' '.join(found)} on a command line")
-        options += found
+        for option in found:
+            if option[0] in options:
+                raise ValueError(f"{row['folders']}: cannot say {shlex.join(option)} in a command")
+            options += option
 
 
 def _differences(config: Any, recipe: Any, place: str = "-") -> Iterator[list[str]]:
