@@ -78,6 +78,10 @@ RECIPES = {
     "spike_and_slab": ["SpikeAndSlab"],
     "hard_concrete": ["HardConcrete", "--method.penalty", "1e-3"],
     "normal_jeffreys": ["NormalJeffreys"],
+    "horseshoe": ["Horseshoe"],
+    "log_normal": ["LogNormal"],
+    "radial": ["Radial"],
+    "bernoulli": ["Bernoulli"],
     "dirichlet": ["Dirichlet", "--method.total", "anneal", "--fit.constraint", "null"],
     "dirichlet_rounds": [
         *("Dirichlet", "--method.total", "anneal", "--fit.constraint", "null"),
@@ -91,12 +95,20 @@ RECIPES = {
     "logistic_normal": ["LogisticNormal", "--method.total", "anneal", "--fit.constraint", "null"],
     "frozen": ["InformationBottleneck", "--fit.train_weights", "false"],
     "global_rank": ["InformationBottleneck", "--select", "GlobalRank"],
+    "cost_rank": [
+        *("InformationBottleneck", "--select", "GlobalRank", "--select.cost_weight", "1"),
+    ],
+    "no_averaging": ["InformationBottleneck", "--finetune.average", "null"],
     "no_distillation": ["InformationBottleneck", "--finetune.distill", "null"],
 }
 """What differs from the default recipe in short; experiments/tables/recipes.py builds the page."""
 PEERS = {
     "torch_pruning_magnitude": ["peers.TorchPruning", "--method.importance", "magnitude"],
     "torch_pruning_taylor": ["peers.TorchPruning", "--method.importance", "taylor"],
+    "torch_pruning_uniform": [
+        *("peers.TorchPruning", "--method.importance", "taylor"),
+        *("--method.global_pruning", "false"),
+    ],
     "ln_structured": ["peers.StructuredL2"],
     "group_norm": ["GroupPruner", "--method.strength", "1e-4"],
 }

@@ -35,7 +35,7 @@ IMPORTANCES: dict[str, Callable[[], Any]] = {
 
 
 class TorchPruning(Criterion):
-    """torch-pruning's global pruner, at the largest size within a budget of MACs.
+    """torch-pruning's pruner, at the largest size within a budget of MACs.
 
     Parameters
     ----------
@@ -43,15 +43,20 @@ class TorchPruning(Criterion):
         Its `GroupNormPruner` trains sparsely first: that is `bayesprune.penalties.GroupPruner`.
     macs : int
         The budget, found by bisection of the pruning ratio.
+    global_pruning : bool
+        Whether all layers' groups are ranked together; otherwise every layer loses the same share.
     """
 
     reference = "Fang et al., CVPR 2023 (torch-pruning)"
 
-    def __init__(self, importance: str = "magnitude", macs: int = 100_000) -> None:
+    def __init__(
+        self, importance: str = "magnitude", macs: int = 100_000, global_pruning: bool = True
+    ) -> None:
         if importance not in IMPORTANCES:
             raise ValueError(f"importance: expected one of {', '.join(IMPORTANCES)}")
         self.importance = importance
         self.macs = macs
+        self.global_pruning = global_pruning
 
     def scores(
         self, network: nn.Module, groups: bp.ChannelGroups, loader: Iterable[Any]
@@ -90,7 +95,7 @@ class TorchPruning(Criterion):
             network,
             example,
             importance=IMPORTANCES[self.importance](),
-            global_pruning=True,
+            global_pruning=self.global_pruning,
             pruning_ratio=ratio,
             ignored_layers=[last],
         )

@@ -17,9 +17,9 @@ import time
 from glob import glob
 from pathlib import Path
 
+from frontier import RECIPES
+
 HERE = Path(__file__).parent
-RECIPES = ["spike_and_slab", "hard_concrete", "normal_jeffreys", "dirichlet", "implicit"]
-RECIPES += ["logistic_normal", "dirichlet_rounds", "frozen", "global_rank", "no_distillation"]
 LENET5 = [f"runs/lenet5_mnist_dense-{seed}/dense.safetensors" for seed in range(3)]
 FASHION = [f"runs/lenet300_100_fashion_dense-{seed}/dense.safetensors" for seed in range(3)]
 STEPS: dict[str, list[list[str]]] = {
@@ -61,7 +61,9 @@ STEPS: dict[str, list[list[str]]] = {
     "support": [["tables/support.py"]],
     "speed": [
         ["bench/steps.py", "--dense", LENET5[0]],
-        ["bench/pruned_latency.py"],
+        ["bench/estimators.py", LENET5[0]],
+        *([f"bench/{name}.py"] for name in ("latency", "pruned_latency", "selection", "tracing")),
+        ["bench/structured_sparse_conv.py"],
         ["tables/speed.py"],
     ],
 }

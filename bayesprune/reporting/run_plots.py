@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FuncFormatter,
@@ -141,8 +142,9 @@ def reliability_plot(networks: Mapping[str, Mapping[str, Sequence[float]]]) -> F
 def pareto_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw test error against multiply-accumulates of several runs.
 
-    Runs with the same label are joined in order of cost.  The grey staircase is the frontier: no
-    run has both fewer MACs and a smaller error than a point on it.
+    Both axes are logarithmic, unless a run has no error at all. Runs with the same label are joined
+    in order of cost.  The grey staircase is the frontier: no run has both fewer MACs and a smaller
+    error than a point on it.
 
     Parameters
     ----------
@@ -210,16 +212,15 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 capsize=2,
             )
         )
-    axes.set_xscale("log")
-    low, high = macs.min() / 1.25, macs.max() * 1.25
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_count(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _log_axis(axes.xaxis, macs.min(), macs.max(), format_count)
+    if error.min() > 0:
+        _log_axis(axes.yaxis, error.min(), (error + spread).max(), lambda v: f"{100 * v:g}%")
+        axes.set_ylabel("test error (log scale)")
+    else:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_ylabel("test error")
     axes.set_xlabel("MACs for one input (log scale)")
-    axes.set_ylabel("test error")
     axes.grid(visible=True)
     legend = axes.legend(
         handles, ["run"] * len(handles), loc="upper left", bbox_to_anchor=(-0.02, -0.17)
@@ -228,3 +229,13 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(shorten(name, 48))
     return figure
+
+
+def _log_axis(axis: Axis, least: float, most: float, shown: Callable[[float], str]) -> None:
+    """A logarithmic axis with some room and a few labels, however much or little it spans."""
+    low, high = least / 1.25, most * 1.25
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
+    axis.set_minor_locator(NullLocator())

@@ -26,8 +26,9 @@ PEERS = (
 )
 NAMES = {
     "auto": "auto",
-    "torch_pruning_magnitude": "torch-pruning, magnitude",
-    "torch_pruning_taylor": "torch-pruning, Taylor",
+    "torch_pruning_magnitude": "torch-pruning, magnitude, global",
+    "torch_pruning_taylor": "torch-pruning, Taylor, global",
+    "torch_pruning_uniform": "torch-pruning, Taylor, same share of every layer",
     "ln_structured": "ln_structured + removal",
     "group_norm": "group norm, growing penalty",
 }

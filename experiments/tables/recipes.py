@@ -18,12 +18,18 @@ IDEAS = {
     "spike_and_slab": "`SpikeAndSlab` in its place",
     "hard_concrete": "`HardConcrete` in its place, penalty 1e-3",
     "normal_jeffreys": "`NormalJeffreys` in its place",
+    "horseshoe": "`Horseshoe` in its place",
+    "log_normal": "`LogNormal` in its place",
+    "radial": "`Radial` in its place",
+    "bernoulli": "`Bernoulli` in its place",
     "dirichlet": "`Dirichlet`, mass annealed from C to k, no constraint",
     "implicit": "the same with 16 draws shared by groups of examples",
     "logistic_normal": "`LogisticNormal`, mass annealed from C to k, no constraint",
     "dirichlet_rounds": "`Dirichlet` in three rounds of 2 + 3 epochs",
     "frozen": "weights frozen while the switches are fitted",
     "global_rank": "one ranking of all units (`GlobalRank`) in place of held-out sensitivity",
+    "cost_rank": "one ranking, corrected for MACs (`GlobalRank`, `cost_weight` 1)",
+    "no_averaging": "fine-tuning without averaging of weights",
     "no_distillation": "fine-tuning without distillation",
 }
 EPOCHS = {"lenet5_mnist_short": "3 + 4 epochs", "lenet300_100_mnist_short": "5 + 10 epochs"}

@@ -339,6 +339,25 @@ def test_pareto_axis_has_labels_at_every_width(runs: list[dict[str, Any]]) -> No
     assert all(format_count(tick) in labels for tick in shown)
 
 
+@pytest.mark.parametrize("errors", [(0.10, 0.11), (0.005, 0.013), (0.009, 0.64)])
+def test_pareto_errors_have_labels_at_every_range(errors: tuple[float, float]) -> None:
+    runs = [{"label": "a", "macs": 10 + error, "error": error} for error in errors]
+    axes = rendered(reporting.pareto_plot(runs)).axes[0]
+    assert axes.get_yscale() == "log"
+    low, high = axes.get_ylim()
+    assert low < min(errors) < max(errors) < high
+    shown = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert 3 <= len(shown) <= 8
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert all(f"{100 * tick:g}%" in labels for tick in shown)
+
+
+def test_pareto_shows_a_run_without_errors() -> None:
+    axes = rendered(reporting.pareto_plot([{"label": "a", "macs": 9, "error": 0.0}])).axes[0]
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylim()[0] == 0
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
