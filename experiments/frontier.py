@@ -73,6 +73,17 @@ TASKS = {
         dense=("--data.augment", "shift_flip", "--data.max_shift", "1"),
         tune=10,
     ),
+    # On a GPU, and what two cores can do with it: too few epochs to say more than that it works.
+    "vgg16_cifar10": Task("vgg16_cifar10.yaml", (67_000_000, 51_000_000)),
+    "resnet56_cifar10": Task("resnet56_cifar10.yaml", (49_000_000, 35_000_000)),
+    "resnet56_cifar10_cpu": Task(
+        "resnet56_cifar10.yaml",
+        (49_000_000,),
+        (
+            *("--pretrain.epochs", "4", "--fit.epochs", "1", "--finetune.epochs", "3"),
+            *("--finetune.learning_rate", "0.02", "--fabric.threads", "1"),
+        ),
+    ),
 }
 RECIPES = {
     "spike_and_slab": ["SpikeAndSlab"],

@@ -133,6 +133,22 @@ def test_moments_are_those_of_draws(case):
         assert ((sample.mean(0) - moment).abs() < 5 * error).all()
 
 
+@pytest.mark.parametrize("how", ["sample", "rsample"])
+@cases(lambda case: case.has_cdf)
+def test_draws_follow_the_cdf(case, how):
+    q = case()
+    if how == "rsample" and not q.has_rsample:
+        pytest.skip("draws without gradients only")
+    with torch.no_grad():
+        draws = getattr(q, how)(torch.Size((DRAWS // 2,)))
+        for probability in (0.01, 0.2, 0.5, 0.9, 0.99):
+            value = q.icdf(torch.full(q.batch_shape, probability, dtype=torch.double))
+            below = q.cdf(value)  # more than the probability at an atom
+            error = (below * (1 - below) / len(draws)).sqrt() + 1e-9
+            share = (draws <= value).double().mean(0)
+            assert ((share - below).abs() < 5 * error).all()
+
+
 @cases()
 def test_density_has_total_one_and_the_moments(case):
     # Trapezoidal rule in the logit of the position between the ends, where densities that diverge
