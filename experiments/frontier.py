@@ -107,7 +107,7 @@ RECIPES = {
     "frozen": ["InformationBottleneck", "--fit.train_weights", "false"],
     "global_rank": ["InformationBottleneck", "--select", "GlobalRank"],
     "cost_rank": [
-        *("InformationBottleneck", "--select", "GlobalRank", "--select.cost_weight", "1"),
+        *("InformationBottleneck", "--select", "GlobalRank", "--select.cost_weight", "10"),
     ],
     "no_averaging": ["InformationBottleneck", "--finetune.average", "null"],
     "no_distillation": ["InformationBottleneck", "--finetune.distill", "null"],

@@ -8,6 +8,7 @@ without arguments the page is rebuilt from there.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import sys
@@ -22,7 +23,8 @@ from bayesprune.reporting import average_over_seeds, pareto_plot, percent
 
 PEERS = (
     "The other pruners start from the same dense networks, with the same fine-tuning and as many "
-    "epochs in all."
+    "epochs in all. Theirs may have fewer MACs than allowed: one share of every layer, or one "
+    "ranking of all units, does not lead to every size."
 )
 NAMES = {
     "auto": "auto",
@@ -171,7 +173,7 @@ def verdicts(task: str, rows: list[dict[str, Any]]) -> list[str]:
 
 def wins(rows: list[dict[str, Any]]) -> list[str]:
     """At how many budgets the default recipe is ahead of all peers."""
-    won, lost = 0, []
+    won, clear, lost = 0, 0, []
     every = {asked(row)[1] for row in rows} - {"auto"}
     absent = []
     for limit in sorted({asked(row)[2] for row in rows}):
@@ -181,14 +183,19 @@ def wins(rows: list[dict[str, Any]]) -> list[str]:
             continue
         absent += [f"{NAMES[method]} at {limit:,}" for method in sorted(every - same.keys())]
         best = min(same, key=lambda method: same[method]["error"])
-        if ours["error"] < same[best]["error"]:
+        lead = same[best]["error"] - ours["error"]
+        if lead > 0:
             won += 1
+            clear += lead > math.hypot(*(row["error_sd"] or 0 for row in (ours, same[best])))
         else:
             lost.append(f"{limit:,} ({NAMES[best]}: {percent(same[best], 'error')} %)")
     if not won and not lost:
         return []
     rest = f"; behind at {', '.join(lost)}" if lost else ""
-    lines = [f"- `auto` has the lowest mean error at {won} of {won + len(lost)} budgets{rest}."]
+    lines = [
+        f"- `auto` has the lowest mean error at {won} of {won + len(lost)} budgets, at {clear} of "
+        f"them by more than the standard deviation of the difference over seeds{rest}."
+    ]
     return lines + [f"- No network was found by {', '.join(absent)}."] * bool(absent)
 
 
@@ -206,7 +213,8 @@ def controls(rows: list[dict[str, Any]]) -> list[str]:
 
 def section(task: str, rows: list[dict[str, Any]]) -> list[str]:
     title, text, published = TASKS[task]
-    told = " ".join(filter(None, (text, f"Dense: {percent(rows[0], 'dense.error')} %.")))
+    whole = max(rows, key=lambda row: row["seeds"])
+    told = " ".join(filter(None, (text, f"Dense: {percent(whole, 'dense.error')} %.")))
     lines = [f"## {title}", "", *textwrap.wrap(told, 100), ""]
     if said := [*verdicts(task, rows), *wins(rows), *controls(rows)]:
         lines += [*said, ""]
@@ -236,7 +244,8 @@ def section(task: str, rows: list[dict[str, Any]]) -> list[str]:
         for method, _, macs, error, _ in published
         if error is not None
     ]
-    if len(points) > 1:
+    points.sort(key=lambda point: point["label"] != NAMES["auto"])  # gets the first colour
+    if len(points) > 1 and not task.endswith("weights"):
         pareto_plot(points).savefig(RESULTS / f"frontier_{task}.png", dpi=130)
         lines += ["", f"![Error against MACs](frontier_{task}.png)"]
     return [*lines, ""]

@@ -28,7 +28,7 @@ IDEAS = {
     "dirichlet_rounds": "`Dirichlet` in three rounds of 2 + 3 epochs",
     "frozen": "weights frozen while the switches are fitted",
     "global_rank": "one ranking of all units (`GlobalRank`) in place of held-out sensitivity",
-    "cost_rank": "one ranking, corrected for MACs (`GlobalRank`, `cost_weight` 1)",
+    "cost_rank": "one ranking, corrected for MACs (`GlobalRank`, `cost_weight` 10)",
     "no_averaging": "fine-tuning without averaging of weights",
     "no_distillation": "fine-tuning without distillation",
 }
