@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axis import Axis
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FuncFormatter,
@@ -212,9 +212,9 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 capsize=2,
             )
         )
-    _log_axis(axes.xaxis, macs.min(), macs.max(), format_count)
+    _log_axis(axes, "x", macs.min(), macs.max(), format_count)
     if error.min() > 0:
-        _log_axis(axes.yaxis, error.min(), (error + spread).max(), lambda v: f"{100 * v:g}%")
+        _log_axis(axes, "y", error.min(), (error + spread).max(), lambda v: f"{100 * v:g}%")
         axes.set_ylabel("test error (log scale)")
     else:
         axes.set_ylim(bottom=0)
@@ -231,11 +231,13 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _log_axis(axis: Axis, least: float, most: float, shown: Callable[[float], str]) -> None:
+def _log_axis(
+    axes: Axes, which: Literal["x", "y"], least: float, most: float, shown: Callable[[float], str]
+) -> None:
     """A logarithmic axis with some room and a few labels, however much or little it spans."""
     low, high = least / 1.25, most * 1.25
-    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
-    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high)
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(5))
     axis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
     axis.set_minor_locator(NullLocator())
