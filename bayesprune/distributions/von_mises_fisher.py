@@ -29,8 +29,8 @@ class VonMisesFisherCosine(Univariate):
     distributions is that between the distributions of the directions.
 
     The cdf and its inverse are found by quadrature in the angle; everything is computed in double
-    precision. Draws with gradients are made by inversion, those without by rejection, in a
-    tenth of the time.
+    precision. Draws with gradients are made by inversion, those without by rejection, which is
+    faster.
 
     Parameters
     ----------
@@ -38,6 +38,11 @@ class VonMisesFisherCosine(Univariate):
         d, an integer of at least 2; a constant.
     concentration : Tensor or float
         :math:`\kappa`, not negative.
+
+    References
+    ----------
+    Wood, "Simulation of the von Mises Fisher distribution", Communications in Statistics 1994
+    (rejection).
     """
 
     arg_constraints: dict[str, Any] = {  # type: ignore[assignment]
@@ -65,7 +70,7 @@ class VonMisesFisherCosine(Univariate):
         return self.icdf(torch.rand(shape, dtype=torch.double, device=self.concentration.device))
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
-        """Draw without gradients, as in Wood 1994; shape ``sample_shape + batch_shape``."""
+        """Draw without gradients, by rejection; shape ``sample_shape + batch_shape``."""
         with torch.no_grad():
             shape = self._extended_shape(sample_shape)
             free, concentration = (

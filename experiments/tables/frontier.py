@@ -24,7 +24,8 @@ from bayesprune.reporting import average_over_seeds, pareto_plot, percent
 PEERS = (
     "The other pruners start from the same dense networks, with the same fine-tuning and as many "
     "epochs in all. Theirs may have fewer MACs than allowed: one share of every layer, or one "
-    "ranking of all units, does not lead to every size."
+    "ranking of all units, does not lead to every size. Where a row has fewer seeds, no "
+    "network was found with the others."
 )
 NAMES = {
     "auto": "auto",
@@ -186,7 +187,8 @@ def wins(rows: list[dict[str, Any]]) -> list[str]:
         lead = same[best]["error"] - ours["error"]
         if lead > 0:
             won += 1
-            clear += lead > math.hypot(*(row["error_sd"] or 0 for row in (ours, same[best])))
+            spreads = [row["error_sd"] for row in (ours, same[best])]
+            clear += None not in spreads and lead > math.hypot(*spreads)
         else:
             lost.append(f"{limit:,} ({NAMES[best]}: {percent(same[best], 'error')} %)")
     if not won and not lost:
