@@ -19,7 +19,7 @@ from bayesprune.estimators import Estimator
 from bayesprune.objectives import CostConstraint
 from bayesprune.penalties import Penalty
 from bayesprune.plan import Limits
-from bayesprune.posterior import default_rule
+from bayesprune.posterior import SwitchPosterior, default_rule
 from bayesprune.selection import CostLimit, RiskBudget, Rule
 from bayesprune.switches import Switch
 from bayesprune.training import FabricConfig, TrainConfig
@@ -171,6 +171,18 @@ class RunConfig:
             raise ConfigError(
                 f"select: {type(self.method).__name__} ranks channels and does not say how many "
                 "stay; give a rule or a budget"
+            )
+        self._check_measure()
+
+    def _check_measure(self) -> None:
+        """Whether the method has what the rule goes by."""
+        measure, method = self.rule.measure, type(self.method).__name__
+        if isinstance(self.method, Switch):
+            SwitchPosterior({"": self.method.bind(2, 1.0)}, history=[]).scores(measure)
+        elif measure != Rule.measure:
+            raise ConfigError(
+                f"select: {type(self.rule).__name__} goes by a posterior ({measure}), and {method} "
+                "has none; give a number, a threshold or a budget"
             )
 
     def _check_constraint(self) -> None:

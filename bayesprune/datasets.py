@@ -42,11 +42,13 @@ class DataConfig:
         Training images per batch and process, >= 1.
     validation : int, optional
         Images to hold out of the training set. Default: 180 for "digits", 5000 for the others.
-    augment : {"none", "shift", "shift_flip"}
+    augment : {"none", "shift", "shift_flip", "affine"}
         What happens to a training image each time it is served: "shift" moves it by up to
-        `max_shift` pixels along each axis, zeros coming in; "shift_flip" also mirrors it left to
-        right with probability 1/2.
-    max_shift : int
+        `max_shift` whole pixels along each axis, zeros coming in; "shift_flip" also mirrors it left
+        to right with probability 1/2. "affine" moves, turns, zooms and shears it, interpolated:
+        each of the six coefficients of the map is uniform and moves no pixel further than
+        `max_shift` pixels, which may be a fraction.
+    max_shift : int or float
         Largest shift in pixels, >= 0.
     eval_batch_size : int
         Images per batch where nothing is trained, >= 1.
@@ -56,8 +58,8 @@ class DataConfig:
     root: str | None = None
     batch_size: int = 128
     validation: int | None = None
-    augment: Literal["none", "shift", "shift_flip"] = "none"
-    max_shift: int = 2
+    augment: Literal["none", "shift", "shift_flip", "affine"] = "none"
+    max_shift: int | float = 2
     eval_batch_size: int = 1000
 
 
@@ -131,12 +133,17 @@ def load(config: DataConfig, seed: int) -> Data:
     """
     if config.name not in _SETS:
         raise DataError(f"data.name: expected one of {', '.join(_SETS)}, got {config.name!r}")
-    if config.augment not in ("none", "shift", "shift_flip"):
-        raise DataError(f"data.augment: expected none, shift or shift_flip, got {config.augment!r}")
+    if config.augment not in _AUGMENTATIONS:
+        expected = ", ".join(_AUGMENTATIONS)
+        raise DataError(f"data.augment: expected one of {expected}, got {config.augment!r}")
     for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("max_shift", 0)):
         value = getattr(config, name)
         if value < least:
             raise DataError(f"data.{name}: expected at least {least}, got {value}")
+    if config.augment.startswith("shift") and config.max_shift != int(config.max_shift):
+        raise DataError(
+            f"data.max_shift: {config.augment} moves by whole pixels, got {config.max_shift}"
+        )
     read, validation = _SETS[config.name]
     if config.validation is not None:
         validation = config.validation
@@ -149,8 +156,10 @@ def load(config: DataConfig, seed: int) -> Data:
     held_out, kept = order[:validation], order[validation:]
     mean, sd = _moments(images)
     served = partial(_Images, mean=mean, sd=sd)
-    shift = 0 if config.augment == "none" else config.max_shift
-    train = served(images[kept], labels[kept], max_shift=shift, flip=config.augment == "shift_flip")
+    augment = _AUGMENTATIONS[config.augment]
+    if augment is not None:
+        augment = partial(augment, max_shift=config.max_shift)
+    train = served(images[kept], labels[kept], augment=augment)
     train_plain = served(train.images, train.labels)
     in_order = partial(_in_order, batch_size=config.eval_batch_size)
     return Data(
@@ -174,26 +183,21 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
         labels: Tensor,
         mean: Tensor,
         sd: Tensor,
-        max_shift: int = 0,
-        flip: bool = False,
+        augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.images = images
         self.labels = labels
         self.mean = mean
         self.sd = sd
-        self.max_shift = max_shift
-        self.flip = flip
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: list[int]) -> tuple[Tensor, Tensor]:
         images = self.images[index]
-        if self.max_shift:
-            images = _shifted(images, self.max_shift)
-        if self.flip:
-            mirror = torch.rand(len(images), 1, 1, 1) < 0.5
-            images = torch.where(mirror, images.flip(-1), images)
+        if self.augment is not None:
+            images = self.augment(images)
         return images.float().sub_(self.mean).div_(self.sd), self.labels[index]
 
 
@@ -222,12 +226,39 @@ def _in_order(dataset: _Images, batch_size: int) -> DataLoader[tuple[Tensor, Ten
     )
 
 
-def _shifted(images: Tensor, max_shift: int) -> Tensor:
+def _shifted(images: Tensor, max_shift: float) -> Tensor:
     """Move each image by its own number of pixels in [-max_shift, max_shift] along each axis."""
+    reach = int(max_shift)
+    if not reach:
+        return images
     height, width = images.shape[-2:]
-    windows = F.pad(images, 4 * (max_shift,)).unfold(2, height, 1).unfold(3, width, 1)
-    rows, columns = torch.randint(2 * max_shift + 1, (2, len(images)))
+    windows = F.pad(images, 4 * (reach,)).unfold(2, height, 1).unfold(3, width, 1)
+    rows, columns = torch.randint(2 * reach + 1, (2, len(images)))
     return windows[torch.arange(len(images)), :, rows, columns]
+
+
+def _shifted_and_mirrored(images: Tensor, max_shift: float) -> Tensor:
+    images = _shifted(images, max_shift)
+    mirror = torch.rand(len(images), 1, 1, 1) < 0.5
+    return torch.where(mirror, images.flip(-1), images)
+
+
+def _mapped(images: Tensor, max_shift: float) -> Tensor:
+    """Map each image by its own affine map near the identity."""
+    height, width = images.shape[-2:]
+    # Coordinates run from -1 to 1 across the image: so far a coefficient moves its border.
+    moved = (2 * torch.rand(len(images), 2, 3) - 1) * max_shift
+    maps = torch.eye(2, 3) + moved * 2 / torch.tensor([[width], [height]])
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False)
+
+
+_AUGMENTATIONS: dict[str, Callable[..., Tensor] | None] = {
+    "none": None,
+    "shift": _shifted,
+    "shift_flip": _shifted_and_mirrored,
+    "affine": _mapped,
+}
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:

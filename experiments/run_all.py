@@ -24,8 +24,9 @@ LENET5 = [f"runs/lenet5_mnist_dense-{seed}/dense.safetensors" for seed in range(
 FASHION = [f"runs/lenet300_100_fashion_dense-{seed}/dense.safetensors" for seed in range(3)]
 STEPS: dict[str, list[list[str]]] = {
     "frontier": [
-        *(["frontier.py", f"lenet300_100_{kind}"] for kind in ("mnist", "mnist_short", "fashion")),
+        *(["frontier.py", f"lenet300_100_mnist{kind}"] for kind in ("", "_plain", "_short")),
         *(["frontier.py", f"lenet5_mnist{kind}"] for kind in ("", "_plain", "_weights", "_short")),
+        *(["frontier.py", name] for name in ("lenet300_100_fashion", "resnet20_cifar10")),
         ["tables/frontier.py", "runs/frontier_*"],
     ],
     "recipes": [

@@ -81,6 +81,20 @@ def test_auto_is_a_recipe_that_given_fields_win_over(tmp_path):
         parse_config(["--config", str(file), "--select", "FamilyRule"])
 
 
+@pytest.mark.parametrize(
+    ("method", "rule", "named"),
+    [
+        ("InformationBottleneck", ["EvidenceStop"], "no change of evidence"),
+        ("Magnitude", ["EvidenceStop"], "EvidenceStop goes by a posterior .* Magnitude has none"),
+        ("Magnitude", ["FamilyRule"], "FamilyRule goes by a posterior"),
+        ("GroupLasso", ["Probability", "--select.gate", "0.1"], "Probability goes by a posterior"),
+    ],
+)
+def test_a_rule_without_what_it_goes_by(method, rule, named):
+    with pytest.raises(ConfigError, match=named):
+        parse_config([*BASE, "--method", method, "--select", *rule])
+
+
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 
 

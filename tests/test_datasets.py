@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from bayesprune import datasets
 from bayesprune.datasets import DataConfig, load
 from bayesprune.errors import DataError
 
@@ -136,6 +137,38 @@ def test_shift_flip_mirrors_about_half_of_the_images(mnist_root: Path) -> None:
     assert 6 <= mirrored.sum() <= 26  # of 32; the seed is fixed
 
 
+def test_affine_moves_no_pixel_further_than_its_coefficients_allow() -> None:
+    """A bright pixel is found again by its centre of mass, in the middle and halfway out."""
+    places = torch.tensor([[14.0, 14.0], [7.0, 20.0]]).repeat_interleave(1000, 0)
+    images = torch.zeros(2000, 1, 28, 28, dtype=torch.uint8)
+    rows, columns = places.long().unbind(1)
+    images[torch.arange(2000), 0, rows, columns] = 200
+    torch.manual_seed(0)
+    mapped = datasets._AUGMENTATIONS["affine"](images, max_shift=1.5)[:, 0]
+    centres = [(mapped.sum(dim) @ torch.arange(28.0)) / mapped.sum((1, 2)) for dim in (2, 1)]
+    middle, halfway = (torch.stack(centres, 1) - places).split(1000)
+    # In the middle only the shift counts, halfway out half of the other coefficients as well.
+    sd = 1.5 / 3**0.5
+    assert middle.std(0).tolist() == pytest.approx([sd, sd], rel=0.1)
+    assert 1.3 < middle.abs().max() < 1.9  # the inverse map moves a little further
+    further = sd * (1 + 2 * (6.5 / 14) ** 2) ** 0.5
+    assert halfway.std(0).tolist() == pytest.approx([further, further], rel=0.1)
+    assert 1.7 < halfway.abs().max() < 3.2
+
+
+def test_affine_by_nothing_leaves_the_images(mnist_root: Path) -> None:
+    data = load(mnist(mnist_root, augment="affine", max_shift=0.0), seed=0)
+    images, _ = served(data.train)
+    assert torch.equal(images[:, 0], torch.from_numpy(fake_images(TRAIN))[numbers(images)])
+    data = load(mnist(mnist_root, augment="affine", max_shift=0.5), seed=0)
+    torch.manual_seed(7)
+    first, second = (torch.cat([x for x, _ in data.train]) for _ in range(2))
+    torch.manual_seed(7)
+    again = torch.cat([x for x, _ in data.train])
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
 def test_colour_images_have_three_channels_first(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
 
@@ -191,11 +224,12 @@ def test_truncated_files_are_refused(mnist_root: Path) -> None:
         ("batch_size", 0, "data.batch_size: expected at least 1, got 0"),
         ("eval_batch_size", -1, "data.eval_batch_size: expected at least 1, got -1"),
         ("max_shift", -1, "data.max_shift: expected at least 0, got -1"),
+        ("max_shift", 0.5, "data.max_shift: shift moves by whole pixels, got 0.5"),
     ],
 )
 def test_unusable_fields(mnist_root: Path, field: str, value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        load(mnist(mnist_root, **{field: value}), seed=0)
+        load(mnist(mnist_root, **{"augment": "shift", field: value}), seed=0)
 
 
 def test_each_process_trains_on_its_share_of_an_order_drawn_by_rank_0(

@@ -20,6 +20,7 @@ IDEAS = {
     "normal_jeffreys": "`NormalJeffreys` in its place",
     "horseshoe": "`Horseshoe` in its place",
     "log_normal": "`LogNormal` in its place",
+    "evidence": "`LogNormal` without constraint; what the evidence lets go goes first",
     "radial": "`Radial` in its place",
     "bernoulli": "`Bernoulli` in its place",
     "dirichlet": "`Dirichlet`, mass annealed from C to k, no constraint",
