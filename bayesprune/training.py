@@ -537,6 +537,13 @@ def on_device(batch: Batch, device: torch.device | str) -> Batch:
     return (tuple(inputs) if isinstance(batch[0], tuple) else inputs[0]), targets
 
 
+def split(batch: Batch, size: int) -> list[Batch]:
+    """A batch in parts of at most `size` examples."""
+    parts = zip(*(tensor.split(size) for tensor in tensors_of(batch)), strict=True)
+    several = isinstance(batch[0], tuple)
+    return [(tuple(inputs) if several else inputs[0], targets) for *inputs, targets in parts]
+
+
 def checked_batch(batch: Any, index: int) -> Batch:
     """Inputs and targets of a batch; raises DataError if it is not a pair of tensors.
 

@@ -15,6 +15,7 @@ from bayesprune.cost import CostCurves, Price
 from bayesprune.groups import ChannelGroups
 from bayesprune.plan import Kept
 from bayesprune.selection.context import Context
+from bayesprune.selection.progress import Descent
 from bayesprune.selection.scores import ChannelScores
 
 TOLERANCE = 0.02  # how much of a budget may be left
@@ -54,6 +55,7 @@ class ByLoss:
             else _score_loss(scores, self.order, context.groups)
         )
         self._known: dict[tuple[int, ...], float] = {}
+        self._progress = context.progress
 
     def kept(self, removed: Mapping[str, int]) -> Kept:
         return {name: sorted(self.order[name][count:]) for name, count in removed.items()}
@@ -73,15 +75,33 @@ class ByLoss:
     def __call__(self, limit: float) -> Kept:
         """Units that can be had for `limit`, which must not be below the smallest network."""
         curves = self.price.curves(self.order)
-        removed = curves.removed
-        now, spent = self.loss(removed), self.price({})
+        removed, spent = curves.removed, self.price({})
         if spent <= limit:
             return self.kept(removed)
 
+        with Descent(spent, limit, shown=self._progress) as descent:
+            spent = self._remove(curves, spent, limit, descent)
+        spent = self._fill(curves, spent, limit)
+        while spent < (1 - TOLERANCE) * limit:
+            exchange = self._exchange(curves, spent, limit, 2)
+            exchange = exchange or self._exchange(curves, spent, limit, 3)
+            if not exchange:
+                break
+            for name, count in exchange.items():
+                spent += float(curves(name, np.array([count]))[0])
+                curves.set(name, count)
+            spent = self._fill(curves, spent, limit)
+        return self.kept(removed)
+
+    def _remove(self, curves: CostCurves, spent: float, limit: float, descent: Descent) -> float:
+        """Remove units until no more than `limit` is spent; returns what is spent then."""
+        removed = curves.removed
+        now = self.loss(removed)
         # Rates of one moment serve later ones as estimates, renewed only for the group whose turn
         # it seems to be: as good as measuring all groups at each step, and far fewer losses.
         queue = [(-math.inf, name) for name in self.order]
         while spent > limit and queue:
+            descent.at(spent)
             aim = max(limit, spent * (1 - self.step))
             _, name = heappop(queue)
             curve = spent + curves(name)
@@ -100,18 +120,7 @@ class ByLoss:
             if rate <= queue[0][0]:
                 now, spent = after, float(curve[count])
                 curves.set(name, count)
-
-        spent = self._fill(curves, spent, limit)
-        while spent < (1 - TOLERANCE) * limit:
-            exchange = self._exchange(curves, spent, limit, 2)
-            exchange = exchange or self._exchange(curves, spent, limit, 3)
-            if not exchange:
-                break
-            for name, count in exchange.items():
-                spent += float(curves(name, np.array([count]))[0])
-                curves.set(name, count)
-            spent = self._fill(curves, spent, limit)
-        return self.kept(removed)
+        return spent
 
     def _fill(self, curves: CostCurves, spent: float, limit: float) -> float:
         """Give back what fits, the most useful group first; returns what is spent then."""

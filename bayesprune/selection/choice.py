@@ -29,6 +29,7 @@ def select(
     minimum: int | dict[str, int] = 1,
     round_to: int = 1,
     protect: Iterable[str] = (),
+    progress: bool = True,
 ) -> PruningPlan:
     """Choose which channels stay.
 
@@ -60,6 +61,9 @@ def select(
         is exceeded for it; the numbers of other rules are rounded up.
     protect : iterable of str
         Groups that stay whole.
+    progress : bool
+        Whether a choice by held-out loss that takes over two seconds shows how far it has come, on
+        stderr.
 
     Returns
     -------
@@ -106,6 +110,7 @@ def select(
         loader=loader,
         examples=examples,
         loss_function=loss,
+        progress=progress,
     )
     return choose(evidence, rule, context)
 

@@ -19,7 +19,10 @@ from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss, batch_loss
 from bayesprune.plan import Kept, Limits, PruningPlan
 from bayesprune.timing import LatencyModel
-from bayesprune.training import checked_batch, on_device
+from bayesprune.training import checked_batch, on_device, split
+
+_PART = 128
+"""Examples at once on a CPU: the activations of many more do not fit its cache."""
 
 
 class HeldOut:
@@ -39,7 +42,8 @@ class HeldOut:
         self.device = next(network.parameters()).device
         self.batches, seen = [], 0
         for index, batch in enumerate(loader):
-            self.batches.append(on_device(checked_batch(batch, index), self.device))
+            batch = on_device(checked_batch(batch, index), self.device)
+            self.batches += split(batch, _PART) if self.device.type == "cpu" else [batch]
             seen += len(batch[1])
             if seen >= examples:
                 break
@@ -83,6 +87,8 @@ class Context:
         ``(output, targets)`` to the mean loss of a batch; cross-entropy by default.
     measure : callable, optional
         ``(network, example_input)`` to milliseconds, for `LatencyModel`.
+    progress : bool
+        Whether to show how far a selection by held-out loss has come.
     """
 
     def __init__(
@@ -96,6 +102,7 @@ class Context:
         examples: int = 2048,
         loss_function: Loss | None = None,
         measure: Callable[[nn.Module, Any], float] | None = None,
+        progress: bool = True,
     ) -> None:
         self.groups = groups
         self.limits = limits or Limits()
@@ -105,6 +112,7 @@ class Context:
         self.examples = examples
         self.loss_function = loss_function
         self.measure = measure
+        self.progress = progress
 
     def changed(self, **changes: Any) -> Context:
         """A copy with other limits, weights or data; what latency was measured stays."""

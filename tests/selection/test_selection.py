@@ -511,7 +511,7 @@ def test_any_loss_may_decide() -> None:
 def test_the_loss_is_the_mean_over_examples_of_unequal_batches() -> None:
     network = Pair()
     groups = trace_groups(network, torch.randn(1, 6))
-    x, y = torch.randn(50, 6), torch.randn(50)
+    x, y = torch.randn(300, 6), torch.randn(300)
 
     def loss(output, targets):
         return F.mse_loss(output[0][:, 0], targets)
