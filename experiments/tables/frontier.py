@@ -128,8 +128,7 @@ TASKS: dict[str, tuple[str, str, list[Published]]] = {  # title, text, published
     "resnet20_cifar10": (
         "ResNet-20, CIFAR-10: a short recipe for two cores",
         "Five epochs of pretraining, two of fitting and three of fine-tuning show that the recipe "
-        "works on such a network, and no more: published rows have 200 epochs and more. Dense: "
-        "40.6M MACs.",
+        "works on a network of 40.6M MACs, and no more: published rows have 200 epochs and more.",
         [],
     ),
 }
