@@ -160,19 +160,17 @@ class RunConfig:
             raise ConfigError("fitted: expected a method that is fitted, in one round")
         self._check_constraint()
         self._check_checks()
-        if isinstance(self.select, RiskBudget) and (
-            self.fit.fold or not isinstance(self.method, Switch)
-        ):
-            raise ConfigError(
-                "select: RiskBudget draws the gates of switches anew; set fit.fold to false, so "
-                "that their means are not in the weights as well"
-            )
         if self.select is None and not isinstance(self.method, Switch):
             raise ConfigError(
                 f"select: {type(self.method).__name__} ranks channels and does not say how many "
                 "stay; give a rule or a budget"
             )
         self._check_measure()
+        if isinstance(self.select, RiskBudget) and self.fit.fold:
+            raise ConfigError(
+                "select: RiskBudget draws the gates of switches anew; set fit.fold to false, so "
+                "that their means are not in the weights as well"
+            )
 
     def _check_measure(self) -> None:
         """Whether the method has what the rule goes by."""

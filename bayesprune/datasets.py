@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -46,8 +47,8 @@ class DataConfig:
         What happens to a training image each time it is served: "shift" moves it by up to
         `max_shift` whole pixels along each axis, zeros coming in; "shift_flip" also mirrors it left
         to right with probability 1/2. "affine" moves, turns, zooms and shears it, interpolated:
-        each of the six coefficients of the map is uniform and moves no pixel further than
-        `max_shift` pixels, which may be a fraction.
+        each of the six coefficients of the map is uniform, and changes where a pixel is read from
+        by up to `max_shift` pixels, which may be a fraction.
     max_shift : int or float
         Largest shift in pixels, >= 0.
     eval_batch_size : int
@@ -138,7 +139,7 @@ def load(config: DataConfig, seed: int) -> Data:
         raise DataError(f"data.augment: expected one of {expected}, got {config.augment!r}")
     for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("max_shift", 0)):
         value = getattr(config, name)
-        if value < least:
+        if not least <= value < math.inf:
             raise DataError(f"data.{name}: expected at least {least}, got {value}")
     if config.augment.startswith("shift") and config.max_shift != int(config.max_shift):
         raise DataError(

@@ -87,6 +87,7 @@ def test_auto_is_a_recipe_that_given_fields_win_over(tmp_path):
         ("InformationBottleneck", ["EvidenceStop"], "no change of evidence"),
         ("Magnitude", ["EvidenceStop"], "EvidenceStop goes by a posterior .* Magnitude has none"),
         ("Magnitude", ["FamilyRule"], "FamilyRule goes by a posterior"),
+        ("Magnitude", ["RiskBudget", "--select.delta", "1"], "RiskBudget goes by a posterior"),
         ("GroupLasso", ["Probability", "--select.gate", "0.1"], "Probability goes by a posterior"),
     ],
 )

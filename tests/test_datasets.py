@@ -1,3 +1,4 @@
+import math
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,7 +138,7 @@ def test_shift_flip_mirrors_about_half_of_the_images(mnist_root: Path) -> None:
     assert 6 <= mirrored.sum() <= 26  # of 32; the seed is fixed
 
 
-def test_affine_moves_no_pixel_further_than_its_coefficients_allow() -> None:
+def test_affine_moves_pixels_as_far_as_its_coefficients_say() -> None:
     """A bright pixel is found again by its centre of mass, in the middle and halfway out."""
     places = torch.tensor([[14.0, 14.0], [7.0, 20.0]]).repeat_interleave(1000, 0)
     images = torch.zeros(2000, 1, 28, 28, dtype=torch.uint8)
@@ -224,6 +225,8 @@ def test_truncated_files_are_refused(mnist_root: Path) -> None:
         ("batch_size", 0, "data.batch_size: expected at least 1, got 0"),
         ("eval_batch_size", -1, "data.eval_batch_size: expected at least 1, got -1"),
         ("max_shift", -1, "data.max_shift: expected at least 0, got -1"),
+        ("max_shift", math.nan, "data.max_shift: expected at least 0, got nan"),
+        ("max_shift", math.inf, "data.max_shift: expected at least 0, got inf"),
         ("max_shift", 0.5, "data.max_shift: shift moves by whole pixels, got 0.5"),
     ],
 )

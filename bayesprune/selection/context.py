@@ -22,7 +22,7 @@ from bayesprune.timing import LatencyModel
 from bayesprune.training import checked_batch, on_device, split
 
 _PART = 128
-"""Examples at once on a CPU: the activations of many more do not fit its cache."""
+"""Examples at once on a CPU, which does not gain by more."""
 
 
 class HeldOut:
