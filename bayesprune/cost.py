@@ -239,6 +239,23 @@ class CostModel:
         return Cost(*(int(price(kept)) for price in prices))
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """An axis of a tensor with entries that units of several groups own, one within the other."""
+
+    tensor: str
+    axis: int
+    units: dict[str, np.ndarray]  # by group, of each entry; -1 if the group does not own it
+
+    def gone(self, lost: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which entries leave with the units that `lost` marks in each group."""
+        gone = np.zeros(len(next(iter(self.units.values()))), dtype=bool)
+        for name, units in self.units.items():
+            if name in lost:
+                gone |= np.append(lost[name], False)[units]
+        return gone
+
+
 class _Lengths:
     """The lengths of tensors from the units that groups keep."""
 
@@ -246,12 +263,19 @@ class _Lengths:
         self.sizes = groups.sizes
         self.whole = {tensor: list(shape) for tensor, shape in groups.shapes.items()}
         # For each group: how many entries along an axis of a tensor each of its units owns.
-        self.owned: dict[str, list[tuple[str, int, np.ndarray]]] = {}
+        self.owned: dict[str, list[tuple[str, int, np.ndarray]]] = {name: [] for name in groups}
+        self.shared: list[_Shared] = []
+        owners: dict[tuple[str, int], dict[str, np.ndarray]] = {}
         for name, group in groups.items():
-            self.owned[name] = [
-                (s.tensor, s.axis, np.bincount(s.units.numpy() + 1, minlength=group.size + 1)[1:])
-                for s in group.slices
-            ]
+            for s in group.slices:
+                owners.setdefault((s.tensor, s.axis), {})[name] = s.units.numpy()
+        for (tensor, axis), units in owners.items():
+            if np.any(np.sum([own >= 0 for own in units.values()], axis=0) > 1):
+                self.shared.append(_Shared(tensor, axis, units))
+                continue
+            for name, own in units.items():
+                counts = np.bincount(own + 1, minlength=self.sizes[name] + 1)[1:]
+                self.owned[name].append((tensor, axis, counts))
         # What a unit multiplies outside layers counts as a tensor named like its group, of as many
         # entries as there are multiply-accumulates.
         for name, macs in groups.unit_macs.items():
@@ -260,11 +284,14 @@ class _Lengths:
 
     def __call__(self, kept: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:
         lengths = {tensor: list(whole) for tensor, whole in self.whole.items()}
+        lost = {}
         for name, units in kept.items():
-            gone = np.ones(self.sizes[name], dtype=bool)
-            gone[np.fromiter(units, dtype=int)] = False
+            lost[name] = np.ones(self.sizes[name], dtype=bool)
+            lost[name][np.fromiter(units, dtype=int)] = False
             for tensor, axis, counts in self.owned[name]:
-                lengths[tensor][axis] -= int(counts[gone].sum())
+                lengths[tensor][axis] -= int(counts[lost[name]].sum())
+        for shared in self.shared:
+            lengths[shared.tensor][shared.axis] -= int(shared.gone(lost).sum())
         return lengths
 
     def expected(self, probability: Mapping[str, Tensor]) -> dict[str, list[Any]]:
@@ -274,6 +301,17 @@ class _Lengths:
             for tensor, axis, counts in self.owned[name]:
                 gone = (1 - keep) @ torch.as_tensor(counts).to(keep)
                 lengths[tensor][axis] = lengths[tensor][axis] - gone
+        for shared in self.shared:
+            stays: Tensor | None = None
+            for name, units in shared.units.items():
+                if name in probability:
+                    keep = probability[name]
+                    padded = torch.cat([keep, keep.new_ones(*keep.shape[:-1], 1)], -1)
+                    own = padded[..., torch.as_tensor(units, device=keep.device)]
+                    stays = own if stays is None else stays * own
+            if stays is not None:
+                gone = (1 - stays).sum(-1)
+                lengths[shared.tensor][shared.axis] = lengths[shared.tensor][shared.axis] - gone
         return lengths
 
 
@@ -303,6 +341,21 @@ class CostCurves:
                 if tensor in self._terms:
                     gone = np.concatenate([[0], counts[np.asarray(units)].cumsum()])
                     cuts.setdefault(tensor, {})[axis] = gone
+        # After how many removals each unit is gone.
+        self._turn = {name: 1 + np.argsort(units) for name, units in order.items()}
+        self._shared = [shared for shared in lengths.shared if shared.tensor in self._terms]
+        for shared in self._shared:
+            self._cut(shared)
+
+    def _cut(self, shared: _Shared) -> None:
+        """What removals of one group take of an axis while the others have lost what they have."""
+        lost = {name: turn <= self.removed[name] for name, turn in self._turn.items()}
+        for name in shared.units.keys() & lost.keys():
+            others = {other: units for other, units in lost.items() if other != name}
+            units = shared.units[name][~shared.gone(others)]
+            turns = self._turn[name][units[units >= 0]]
+            gone = np.bincount(turns, minlength=self._sizes[name] + 1).cumsum()
+            self._cuts[name].setdefault(shared.tensor, {})[shared.axis] = gone
 
     def __call__(self, name: str, counts: np.ndarray | None = None) -> np.ndarray:
         """Cost with these numbers of units removed from a group, minus the cost now.
@@ -338,3 +391,6 @@ class CostCurves:
             for axis, gone in cuts.items():
                 self._lengths[tensor][axis] -= int(gone[count] - gone[self.removed[name]])
         self.removed[name] = count
+        for shared in self._shared:
+            if name in shared.units:
+                self._cut(shared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,7 +36,8 @@ class Gated(nn.Module):
         super().__init__()
         self.module = module
         self._sizes = sizes
-        # Position of each input channel's gate in [1, gates of the first group, of the second, …].
+        # Positions of each input channel's gates in [1, gates of the first group, of the second,
+        # …]: more than one row where channels are parts of others, whose gates multiply theirs.
         self.register_buffer("index", index, persistent=False)
         self._gates = gates  # shared by all layers of a network; empty outside a forward pass
 
@@ -56,7 +58,9 @@ class Gated(nn.Module):
         parts = [one.expand(*batch, 1)]
         for name, size in self._sizes.items():
             parts.append(gates.get(name, one).expand(*batch, size))
-        return torch.cat(parts, -1).index_select(-1, self.index)
+        gate = torch.cat(parts, -1)
+        rows = [gate.index_select(-1, row) for row in self.index]
+        return functools.reduce(torch.mul, rows)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         scale = self.scale(self._gates)
@@ -144,12 +148,17 @@ class GatedNetwork(nn.Module):
                 f"{path}: the groups were traced with {len(first)} input channels, the network has "
                 f"{weight.shape[_input_axis(layer)]}"
             )
-        index, offset = torch.zeros_like(first), 1
+        rows, offset = [torch.zeros_like(first)], 1
         for name, owned in units.items():
-            index = torch.where(owned >= 0, owned + offset, index)
+            place = torch.where(owned >= 0, owned + offset, 0)
             offset += self.sizes[name]
+            free = next((i for i, row in enumerate(rows) if not (row * place).any()), None)
+            if free is None:
+                rows.append(place)
+            else:
+                rows[free] = rows[free] + place
         sizes = {name: self.sizes[name] for name in units}
-        return Gated(layer, index.to(weight.device), sizes, self._gates)
+        return Gated(layer, torch.stack(rows).to(weight.device), sizes, self._gates)
 
     def forward(self, inputs: Any, gates: Mapping[str, Tensor] | None = None) -> Any:
         """The network's output on `inputs` (a tensor, or a tuple of arguments).

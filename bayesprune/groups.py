@@ -4,7 +4,8 @@ The network runs once on an example input while every activation carries an inte
 per element. Operations that move data move the ids, element-wise operations unite the ids of
 their operands, convolutions and linear layers consume the ids of their input and create new ones,
 and an operation that is not known freezes the ids that reach it, so that its channels are never
-removed. What is united at the end is one unit; units that share a producer form a group.
+removed. What is united at the end is one unit; units that share a producer form a group. Features
+that are selected from channels are units within units: a channel owns what its features own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bayesprune._describe import html_table
 from bayesprune._modes import evaluating, without_fused_attention
 from bayesprune.errors import TraceError
 from bayesprune.layers.attention import heads_separated
+from bayesprune.layers.select_features import SelectFeatures
 
 Role = Literal["producer", "passthrough", "consumer"]
 FIXED = 0  # the id of everything that is not a removable channel
@@ -78,12 +80,16 @@ class ChannelGroup:
     exact : bool
         Whether removing a unit equals masking it. False where a normalisation takes its statistics
         over channels.
+    within : tuple of str
+        Groups whose units hold units of this one: what such a unit owns of this group's leaves with
+        it. Channels hold the features that `layers.SelectFeatures` picks from them.
     """
 
     name: str
     size: int
     slices: tuple[Slice, ...]
     exact: bool = True
+    within: tuple[str, ...] = ()
 
     def modules(self, role: Role) -> list[str]:
         """Paths of the modules that play `role`, each once, in the order of execution."""
@@ -150,6 +156,29 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def sizes(self) -> dict[str, int]:
         """Number of prunable units of each group."""
         return {name: group.size for name, group in self.groups.items()}
+
+    def read(self, name: str, kept: Mapping[str, Collection[int]]) -> list[int]:
+        """The units of a group that layers read, if the other groups keep the units of `kept`.
+
+        All of them, unless the group is within others, or others within it: features of a removed
+        channel are read no more, nor is a channel without features.
+        """
+        group = self.groups[name]
+        read: set[int] = set()
+        for slice_ in group.slices:
+            if slice_.role != "consumer":
+                continue
+            there = slice_.units >= 0
+            for other in self.groups.values():
+                if other.name == name or other.name not in kept:
+                    continue
+                alive = torch.zeros(other.size + 1, dtype=torch.bool)
+                alive[[*kept[other.name], -1]] = True  # entries of no unit have index -1
+                for cut in other.slices:
+                    if (cut.tensor, cut.axis) == (slice_.tensor, slice_.axis):
+                        there = there & alive[cut.units]
+            read.update(slice_.units[there].tolist())
+        return sorted(read)
 
     def _rows(self) -> list[tuple[str, int, str, str]]:
         return [
@@ -424,6 +453,7 @@ class _Tracer(TorchFunctionMode):
         self._followed: set[str] = set()  # tensors that the current operation records
         self._uncut: dict[str, str] = {}
         self._inexact: set[int] = set()
+        self._within: dict[int, int] = {}  # the channel that a selected feature is part of
 
     @property
     def where(self) -> str:
@@ -507,6 +537,28 @@ class _Tracer(TorchFunctionMode):
                     slice_.units, f"owns entries of {slice_.tensor}, {self._uncut[slice_.tensor]}"
                 )
 
+    def hold(self, features: Tensor, channels: Tensor) -> None:
+        """Note which channel each selected feature is part of; vectors of equal length."""
+        self._within.update(zip(features.tolist(), channels.tolist(), strict=True))
+
+    def _holders(self) -> dict[int, int]:
+        """The unit that holds each unit that is part of one.
+
+        A channel stays where its feature does, and where features of several channels are one unit.
+        """
+        while True:
+            held: dict[int, int] = {}
+            stays = []
+            for feature, channel in self._within.items():
+                unit, holder = self.find(feature), self.find(channel)
+                if unit == holder or holder == FIXED:
+                    continue
+                if unit == FIXED or held.setdefault(unit, holder) != holder:
+                    stays += [holder] if unit == FIXED else [holder, held[unit]]
+            if not stays:
+                return held
+            self.freeze_ids(torch.tensor(stays), "a feature that is selected from it must stay")
+
     def _look(self, call: str) -> None:
         """Values are looked at: what the network does next may depend on them."""
         if self.ignored:  # the outermost of the ignored modules is a black box
@@ -551,6 +603,7 @@ class _Tracer(TorchFunctionMode):
 
     def groups(self) -> tuple[dict[str, ChannelGroup], dict[str, tuple[int, ...]]]:
         """The groups, and the MACs outside layers of those whose units take any."""
+        holders = self._holders()
         roots = [torch.tensor([self.find(i) for i in s.units.tolist()]) for s in self.records]
         read = {
             r
@@ -558,6 +611,7 @@ class _Tracer(TorchFunctionMode):
             if s.role == "consumer"
             for r in v.tolist()
         }
+        read |= {holder for unit in read for holder in _chain(unit, holders)}
         inexact = {self.find(i) for i in self._inexact}
         # Units that share a producer belong to one group: a second, coarser union over units.
         group_of: dict[int, int] = {}
@@ -589,12 +643,28 @@ class _Tracer(TorchFunctionMode):
             key = top(unit)
             number[unit] = (key, sizes[key])
             sizes[key] += 1
+        within: dict[int, dict[int, None]] = {key: {} for key in names}
+        for unit in members:
+            for holder in _chain(unit, holders):
+                if holder in group_of:
+                    within[top(unit)][top(holder)] = None
+        if any(key in around for key, around in within.items()):
+            # One vector of units cannot tell a channel from its feature: the channels stay.
+            self.freeze_ids(torch.tensor(list(holders.values())), "holds units of its own group")
+            return self.groups()
         slices: dict[int, list[Slice]] = {key: [] for key in names}
         for record, vector in zip(self.records, roots, strict=True):
-            places = [number.get(r, (-1, -1)) for r in vector.tolist()]
-            for key in {key for key, _ in places if key >= 0}:
-                units = torch.tensor([i if k == key else -1 for k, i in places])
-                slices[key].append(Slice(record.tensor, record.axis, units, record.role))
+            owners: dict[int, list[int]] = {}
+            for place, unit in enumerate(vector.tolist()):
+                for owner in (unit, *_chain(unit, holders)):
+                    key, i = number.get(owner, (-1, -1))
+                    if key >= 0:
+                        owners.setdefault(key, [-1] * len(vector))[place] = i
+            direct = {number[unit][0] for unit in vector.tolist() if unit in number}
+            for key, units in owners.items():
+                held = record.role == "producer" and key not in direct
+                role: Role = "passthrough" if held else record.role
+                slices[key].append(Slice(record.tensor, record.axis, torch.tensor(units), role))
         blurred = {number[unit][0] for unit in inexact if unit in number}
         macs: dict[str, list[int]] = {}
         for heads, each in self.attended:
@@ -603,7 +673,13 @@ class _Tracer(TorchFunctionMode):
                 if key >= 0:
                     macs.setdefault(names[key], [0] * sizes[key])[place] += each
         groups = {
-            name: ChannelGroup(name, sizes[key], tuple(slices[key]), key not in blurred)
+            name: ChannelGroup(
+                name,
+                sizes[key],
+                tuple(slices[key]),
+                key not in blurred,
+                tuple(names[around] for around in within[key]),
+            )
             for key, name in names.items()
         }
         return groups, {name: tuple(units) for name, units in macs.items()}
@@ -644,6 +720,13 @@ _READS = {
     *("__index__", "__contains__", "equal", "allclose", "is_nonzero"),
 }
 """What makes Python values of a tensor's values."""
+
+
+def _chain(unit: int, holders: Mapping[int, int]) -> Iterator[int]:
+    """The unit that holds a unit, the one that holds that, and so on."""
+    while unit in holders:
+        unit = holders[unit]
+        yield unit
 
 
 def _is_torchs(module: nn.Module) -> bool:
@@ -1041,8 +1124,13 @@ def _selection(
     index = _argument(args, kwargs, 2, "index")
     if name == "index_select" and "." in (tracer.name(index) or ""):
         # Each entry of a module's index makes a channel of its own, which leaves with it.
-        tracer.freeze(args[0], f"is picked by position by {name} in {tracer.where}")
         dim, out = _argument(args, kwargs, 1, "dim"), tracer.new_ids(len(index))
+        incoming, owner = along(ids, dim), tracer._modules[tracer.module]
+        if isinstance(owner, SelectFeatures) and incoming is not None:
+            tracer.record(owner.inputs, 0, incoming, "passthrough")
+            tracer.hold(out, incoming[index.cpu()])
+        else:
+            tracer.freeze(args[0], f"is picked by position by {name} in {tracer.where}")
         tracer.record(index, 0, out, "producer")
         tracer.set_ids(output, _spread(out, dim, output.shape))
         return

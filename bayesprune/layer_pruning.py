@@ -81,7 +81,9 @@ def _sole_producers(network: nn.Module, example_input: Tensor | tuple[Any, ...])
     except TraceError:  # what cannot be followed may be added to anything
         return set()
     made = [group.modules("producer") for group in groups.values()]
-    return {producers[0] for producers in made if len(producers) == 1}
+    alone = {producers[0] for producers in made if len(producers) == 1}
+    # A selection of features computes nothing, so nothing is saved by removing it.
+    return {name for name in alone if any(True for _ in network.get_submodule(name).parameters())}
 
 
 class _Call(NamedTuple):

@@ -13,6 +13,7 @@ from bayesprune.errors import PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups, tensors_in, trace_groups
 from bayesprune.layers.attention import fit_heads
+from bayesprune.layers.select_features import SelectFeatures
 from bayesprune.plan import Kept, PruningPlan
 
 
@@ -164,6 +165,8 @@ def resize(module: nn.Module) -> None:
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
+    elif isinstance(module, SelectFeatures):
+        module.renumber()
     else:
         fit_heads(module)
 

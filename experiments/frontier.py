@@ -51,6 +51,13 @@ TASKS = {
     "lenet5_mnist_weights": Task(
         "lenet5_mnist.yaml", (2_000,), cost="params", dense_of="lenet5_mnist"
     ),
+    "lenet5_mnist_inputs_weights": Task(
+        "lenet5_mnist.yaml",
+        (2_000,),
+        ("--model_args", "{select_inputs: true}"),
+        dense=SHIFTED,
+        cost="params",
+    ),
     "lenet5_mnist_short": Task(
         "lenet5_mnist.yaml",
         (60_000, 95_000, 150_000, 250_000, 500_000),

@@ -25,7 +25,8 @@ FASHION = [f"runs/lenet300_100_fashion_dense-{seed}/dense.safetensors" for seed 
 STEPS: dict[str, list[list[str]]] = {
     "frontier": [
         *(["frontier.py", f"lenet300_100_mnist{kind}"] for kind in ("", "_plain", "_short")),
-        *(["frontier.py", f"lenet5_mnist{kind}"] for kind in ("", "_plain", "_weights", "_short")),
+        *(["frontier.py", f"lenet5_mnist{kind}"] for kind in ("", "_plain", "_short")),
+        *(["frontier.py", f"lenet5_mnist{kind}_weights"] for kind in ("", "_inputs")),
         *(["frontier.py", name] for name in ("lenet300_100_fashion", "resnet20_cifar10")),
         ["tables/frontier.py", "runs/frontier_*"],
     ],

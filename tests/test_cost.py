@@ -142,10 +142,12 @@ class Varied(nn.Module):
 def built(name: str) -> tuple[nn.Module, Tensor]:
     if name == "varied":
         return Varied(), torch.randn(3, 3, 8, 8)
+    if name == "nested":
+        return models.LeNet5((3, 4, 5), select_inputs=True), torch.randn(2, 1, 28, 28)
     return models.create(name), torch.randn(2, *NETWORKS[name])
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "varied"])
+@pytest.mark.parametrize("name", [*NETWORKS, "varied", "nested"])
 def test_the_model_of_the_cost_is_the_cost_of_the_pruned_network(name: str) -> None:
     network, inputs = built(name)
     groups = trace_groups(network, inputs)
@@ -163,7 +165,7 @@ def test_the_model_of_the_cost_is_the_cost_of_the_pruned_network(name: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
-@pytest.mark.parametrize("name", ["digits", "varied"])
+@pytest.mark.parametrize("name", ["digits", "varied", "nested"])
 def test_curves_are_the_model_at_every_number_of_removals(name: str, kind: str) -> None:
     network, inputs = built(name)
     groups = trace_groups(network, inputs)

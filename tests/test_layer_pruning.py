@@ -19,6 +19,7 @@ from bayesprune.layer_pruning import (
     removable_layers,
     remove_layers,
 )
+from bayesprune.layers import SelectFeatures
 from bayesprune.plan import PruningPlan
 from bayesprune.selection import ChannelScores
 
@@ -88,6 +89,11 @@ def test_layers_of_a_plain_network() -> None:
         for c in convs
     }
     assert found == expected | {"fc1": ("fc1", "relu1")}
+
+
+def test_selections_of_features_are_no_layers() -> None:
+    network = nn.Sequential(SelectFeatures(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert list(removable_layers(network, torch.zeros(2, 4))) == ["1"]
 
 
 def test_only_followers_of_their_own_go_along() -> None:

@@ -59,6 +59,9 @@ class LeNet5(nn.Module):
         Output channels of `conv1` and `conv2`, output units of `fc1`.
     num_classes : int
         Number of logits.
+    select_inputs : bool
+        Whether a layer `inputs` picks the inputs of `fc1`, so that single ones can be pruned, not
+        only whole channels of `conv2`.
 
     Raises
     ------
@@ -70,13 +73,19 @@ class LeNet5(nn.Module):
     Jia et al., "Caffe", ACM Multimedia 2014 (`examples/mnist/lenet.prototxt`).
     """
 
-    def __init__(self, widths: Sequence[int] = (20, 50, 500), num_classes: int = 10) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int] = (20, 50, 500),
+        num_classes: int = 10,
+        select_inputs: bool = False,
+    ) -> None:
         super().__init__()
         first, second, hidden = checked_widths("LeNet5.widths", widths, 3)
         self.conv1 = nn.Conv2d(1, first, 5)
         self.pool1 = nn.MaxPool2d(2)
         self.conv2 = nn.Conv2d(first, second, 5)
         self.pool2 = nn.MaxPool2d(2)
+        self.inputs = SelectFeatures(4 * 4 * second) if select_inputs else None
         self.fc1 = nn.Linear(4 * 4 * second, hidden)
         self.relu1 = nn.ReLU()
         self.fc2 = nn.Linear(hidden, num_classes)
@@ -85,4 +94,7 @@ class LeNet5(nn.Module):
         """Map images, shape (N, 1, 28, 28), to logits, shape (N, num_classes)."""
         x = self.pool1(self.conv1(x))
         x = self.pool2(self.conv2(x))
-        return self.fc2(self.relu1(self.fc1(torch.flatten(x, 1))))
+        x = torch.flatten(x, 1)
+        if self.inputs is not None:
+            x = self.inputs(x)
+        return self.fc2(self.relu1(self.fc1(x)))

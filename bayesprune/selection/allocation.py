@@ -115,7 +115,9 @@ class ByLoss:
             quarter = int((ahead <= removed[name] + left // 4).sum()) - 1
             count = int(ahead[min(int((curve[ahead[:-1]] > aim).sum()), max(0, quarter))])
             after = self.loss({**removed, name: count})
-            rate = (after - now) / (spent - curve[count])
+            saved = spent - curve[count]
+            # Features of removed channels cost nothing any more: they go at once.
+            rate = (after - now) / saved if saved else -math.inf
             heappush(queue, (rate, name))
             if rate <= queue[0][0]:
                 now, spent = after, float(curve[count])

@@ -39,6 +39,7 @@ GOALS = {  # limit of MACs (weights in one) and error in %
     "lenet5_mnist": [(60_000, 0.9), (95_000, 0.75), (150_000, 0.65)],
     "lenet5_mnist_plain": [(60_000, 0.9), (95_000, 0.75), (150_000, 0.65)],
     "lenet5_mnist_weights": [(2_000, 1.0)],
+    "lenet5_mnist_inputs_weights": [(2_000, 1.0)],
     "lenet300_100_mnist": [(9_000, 1.6)],
     "lenet300_100_mnist_plain": [(9_000, 1.6)],
     "lenet300_100_fashion": [(20_000, 10.4)],
@@ -51,6 +52,10 @@ LENET5 = [  # method, kept, MACs without biases, error in %, counted in print as
     ("RDP (2020)", "4-7-110-66", 110_300, 1.0, "with biases, 117K"),
     ("Dirichlet, mean (2021)", "5-8-45-15", 136_800, 1.1, "with biases"),
     ("GSS (structure)", "4-15-240-58", 168_100, 0.76, "without biases"),
+]
+FEW_WEIGHTS = [
+    ("Dirichlet, mean (2021)", "5-8-45-15", 136_800, 1.1, "2.0K weights"),
+    ("Dirichlet, 150 samples (2021)", "6-8-40-20", 164_200, 1.1, "2.4K weights"),
 ]
 LENET300_100 = [
     ("VIBNet (2018)", "97-71-33", 9_560, 1.6, "without biases"),
@@ -72,11 +77,14 @@ TASKS: dict[str, tuple[str, str, list[Published]]] = {  # title, text, published
     "lenet5_mnist_weights": (
         "LeNet-5, MNIST, few parameters",
         "The budget is of parameters, biases included. The published rows cut single inputs of fc1 "
-        "as well (the third width), ours whole channels of conv2, with 16 inputs each.",
-        [
-            ("Dirichlet, mean (2021)", "5-8-45-15", 136_800, 1.1, "2.0K weights"),
-            ("Dirichlet, 150 samples (2021)", "6-8-40-20", 164_200, 1.1, "2.4K weights"),
-        ],
+        "as well (the third width), ours here whole channels of conv2, with 16 inputs each.",
+        FEW_WEIGHTS,
+    ),
+    "lenet5_mnist_inputs_weights": (
+        "LeNet-5, MNIST, few parameters, single inputs",
+        "The same, with single inputs of fc1 among the units (`select_inputs`); *kept* is "
+        "conv1-conv2-inputs-fc1.",
+        FEW_WEIGHTS,
     ),
     "lenet5_mnist_short": (
         "LeNet-5, MNIST: beside other libraries",
@@ -156,8 +164,10 @@ def biased(row: dict[str, Any]) -> str:
     """MACs with one more per output, as some tables of LeNets count."""
     if "lenet" not in row["model"]:
         return "–"
-    outputs = (24**2, 8**2, 1) if row["model"].endswith("lenet5") else (0, 1, 1)  # of a unit
-    networks = [map(int, widths.split("-")) for widths in row["architecture"].split(", ")]
+    networks = [[*map(int, widths.split("-"))] for widths in row["architecture"].split(", ")]
+    outputs: tuple[int, ...] = (0, 1, 1)  # of a unit
+    if row["model"].endswith("lenet5"):
+        outputs = (24**2, 8**2, 1) if len(networks[0]) == 3 else (24**2, 8**2, 0, 1)
     more = [10 + sum(map(mul, outputs, widths)) for widths in networks]
     return f"{row['macs'] + statistics.mean(more):,.0f}"
 

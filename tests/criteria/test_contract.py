@@ -257,3 +257,21 @@ def test_scores_selected_features(member, data) -> None:
     else:
         values = scores.values["0"]
         assert member in TIED or len(values.unique()) == 4
+
+
+@pytest.mark.parametrize("member", [m for m in MEMBERS if m is not BatchNormScale])
+def test_scores_features_of_channels(member, data) -> None:
+    """Both are read by the same weights, the channels as well as without a selection."""
+    whole = (Iterative, Random, SNIP)  # where a unit's score depends on all other groups
+    front = [nn.Conv2d(1, 3, 1), nn.Sigmoid(), nn.Flatten()]
+    back = [nn.Linear(12, 5), nn.Sigmoid(), nn.Linear(5, 3)]
+    network = nn.Sequential(*front, SelectFeatures(12), *back)
+    groups = trace_groups(network, data.tensors[0])
+    scores = member().scores(network, groups, DataLoader(data, 4))
+    assert {"0", "4"} <= scores.values.keys()
+    plain = nn.Sequential(*front, nn.Identity(), *back)
+    without = member().scores(plain, trace_groups(plain, data.tensors[0]), DataLoader(data, 4))
+    for name, values in without.values.items():
+        assert member in (*TIED, *whole) or torch.allclose(scores.values[name], values)
+    if member is not DataFree:
+        assert scores.values["3"].shape == (12,)

@@ -256,3 +256,15 @@ def test_scores_selected_features(member, data, fabric) -> None:
     # SNIP keeps a twentieth of all weights: here one of 35.
     assert (fit.scores.values["0"] > 0).any() or member is penalties.SNIP
     assert torch.equal(fit.network[0].index, torch.arange(4))
+
+
+@pytest.mark.parametrize("member", [m for m in PENALTIES if m not in NEED_NORMS])
+def test_trains_with_features_of_channels(member, data, fabric) -> None:
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 3, 1), nn.Sigmoid(), nn.Flatten(), SelectFeatures(12)),
+        *(nn.Linear(12, 5), nn.Sigmoid(), nn.Linear(5, 3)),
+    )
+    groups = trace_groups(network, data.tensors[0])
+    fit = trained(member(), network, groups, data, fabric)
+    shapes = {name: tuple(values.shape) for name, values in fit.scores.values.items()}
+    assert shapes == {"0": (3,), "3": (12,), "4": (5,)}
