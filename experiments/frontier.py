@@ -54,7 +54,10 @@ TASKS = {
     "lenet5_mnist_inputs_weights": Task(
         "lenet5_mnist.yaml",
         (2_000,),
-        ("--model_args", "{select_inputs: true}"),
+        (
+            *("--model_args", "{select_inputs: true}"),
+            *("--finetune.epochs", "100", "--finetune.learning_rate", "5e-3"),
+        ),
         dense=SHIFTED,
         cost="params",
     ),

@@ -63,10 +63,13 @@ class TorchPruning(Criterion):
     ) -> bp.ChannelScores:
         batches = list(islice(loader, BATCHES))
         example = batches[0][0][:1]
+        network = copy.deepcopy(network).eval().requires_grad_(True)
+        for inputs, targets in batches if self.importance == "taylor" else ():
+            F.cross_entropy(network(inputs), targets).backward()
         low, high, found = 0.0, 1.0, None
         for _ in range(20):
             ratio = (low + high) / 2
-            kept = self._prune(network, groups, batches, example, ratio)
+            kept = self._prune(network, groups, example, ratio)
             plan = bp.PruningPlan(kept, groups.sizes)
             if bp.cost(bp.remove_channels(network, plan, example), example).macs <= self.macs:
                 high, found = ratio, kept
@@ -80,15 +83,14 @@ class TorchPruning(Criterion):
         self,
         network: nn.Module,
         groups: bp.ChannelGroups,
-        batches: list[Any],
         example: Tensor,
         ratio: float,
     ) -> dict[str, list[int]]:
-        """The channels that are left of each group."""
-        network = copy.deepcopy(network).eval()
-        network.requires_grad_(True)
-        for inputs, targets in batches if self.importance == "taylor" else ():
-            F.cross_entropy(network(inputs), targets).backward()
+        """The channels that are left of each group of a network with gradients."""
+        gradients = [parameter.grad for parameter in network.parameters()]
+        network = copy.deepcopy(network)
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
         names = {module: name for name, module in network.named_modules()}
         last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
         pruner = tp.pruner.BasePruner(

@@ -27,7 +27,8 @@ STEPS: dict[str, list[list[str]]] = {
         *(["frontier.py", f"lenet300_100_mnist{kind}"] for kind in ("", "_plain", "_short")),
         *(["frontier.py", f"lenet5_mnist{kind}"] for kind in ("", "_plain", "_short")),
         *(["frontier.py", f"lenet5_mnist{kind}_weights"] for kind in ("", "_inputs")),
-        *(["frontier.py", name] for name in ("lenet300_100_fashion", "resnet20_cifar10")),
+        ["frontier.py", "lenet300_100_fashion"],
+        ["frontier.py", "resnet20_cifar10", "--only", "auto", "torch_pruning_uniform"],
         ["tables/frontier.py", "runs/frontier_*"],
     ],
     "recipes": [

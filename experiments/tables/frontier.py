@@ -82,8 +82,8 @@ TASKS: dict[str, tuple[str, str, list[Published]]] = {  # title, text, published
     ),
     "lenet5_mnist_inputs_weights": (
         "LeNet-5, MNIST, few parameters, single inputs",
-        "The same, with single inputs of fc1 among the units (`select_inputs`); *kept* is "
-        "conv1-conv2-inputs-fc1.",
+        "The same with single inputs of fc1 among the units (`select_inputs`) and a hundred epochs "
+        "of fine-tuning from a learning rate of 5e-3. *Kept* is conv1-conv2-inputs-fc1.",
         FEW_WEIGHTS,
     ),
     "lenet5_mnist_short": (
