@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -157,28 +158,48 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         """Number of prunable units of each group."""
         return {name: group.size for name, group in self.groups.items()}
 
-    def read(self, name: str, kept: Mapping[str, Collection[int]]) -> list[int]:
+    @property
+    def nested(self) -> list[str]:
+        """Groups within others or around others, in the order of execution."""
+        within = {name for name, group in self.groups.items() if group.within}
+        around = {outer for name in within for outer in self.groups[name].within}
+        return [name for name in self.groups if name in within | around]
+
+    def readings(self, name: str) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """What layers read of a group, layer by layer.
+
+        Yields
+        ------
+        tuple of Tensor and dict of str to Tensor
+            The unit of each entry along the axis that is read, -1 if none, shape ``(entries,)``;
+            and of the groups within or around this one the unit that owns it as well, by name.
+        """
+        for slice_ in self.groups[name].slices:
+            if slice_.role == "consumer":
+                others = {
+                    other: cut.units
+                    for other in self.nested
+                    for cut in self.groups[other].slices
+                    if other != name and (cut.tensor, cut.axis) == (slice_.tensor, slice_.axis)
+                }
+                yield slice_.units, others
+
+    def read(self, name: str, kept: Mapping[str, Collection[int]]) -> set[int]:
         """The units of a group that layers read, if the other groups keep the units of `kept`.
 
         All of them, unless the group is within others, or others within it: features of a removed
         channel are read no more, nor is a channel without features.
         """
-        group = self.groups[name]
         read: set[int] = set()
-        for slice_ in group.slices:
-            if slice_.role != "consumer":
-                continue
-            there = slice_.units >= 0
-            for other in self.groups.values():
-                if other.name == name or other.name not in kept:
-                    continue
-                alive = torch.zeros(other.size + 1, dtype=torch.bool)
-                alive[[*kept[other.name], -1]] = True  # entries of no unit have index -1
-                for cut in other.slices:
-                    if (cut.tensor, cut.axis) == (slice_.tensor, slice_.axis):
-                        there = there & alive[cut.units]
-            read.update(slice_.units[there].tolist())
-        return sorted(read)
+        for units, others in self.readings(name):
+            there = units >= 0
+            for other, owned in others.items():
+                if other in kept:
+                    alive = torch.zeros(self.groups[other].size + 1, dtype=torch.bool)
+                    alive[[*kept[other], -1]] = True  # entries of no unit have index -1
+                    there = there & alive[owned]
+            read.update(units[there].tolist())
+        return read
 
     def _rows(self) -> list[tuple[str, int, str, str]]:
         return [
@@ -544,7 +565,8 @@ class _Tracer(TorchFunctionMode):
     def _holders(self) -> dict[int, int]:
         """The unit that holds each unit that is part of one.
 
-        A channel stays where its feature does, and where features of several channels are one unit.
+        A channel stays where its feature does, where features of several channels are one unit, and
+        where it is part of itself by way of others.
         """
         while True:
             held: dict[int, int] = {}
@@ -555,6 +577,9 @@ class _Tracer(TorchFunctionMode):
                     continue
                 if unit == FIXED or held.setdefault(unit, holder) != holder:
                     stays += [holder] if unit == FIXED else [holder, held[unit]]
+            for unit in held if not stays else ():
+                if unit in islice(_chain(unit, held), len(held)):
+                    stays.append(unit)
             if not stays:
                 return held
             self.freeze_ids(torch.tensor(stays), "a feature that is selected from it must stay")
@@ -613,6 +638,7 @@ class _Tracer(TorchFunctionMode):
         }
         read |= {holder for unit in read for holder in _chain(unit, holders)}
         inexact = {self.find(i) for i in self._inexact}
+        inexact |= {holder for unit in inexact for holder in _chain(unit, holders)}
         # Units that share a producer belong to one group: a second, coarser union over units.
         group_of: dict[int, int] = {}
 
@@ -1126,7 +1152,8 @@ def _selection(
         # Each entry of a module's index makes a channel of its own, which leaves with it.
         dim, out = _argument(args, kwargs, 1, "dim"), tracer.new_ids(len(index))
         incoming, owner = along(ids, dim), tracer._modules[tracer.module]
-        if isinstance(owner, SelectFeatures) and incoming is not None:
+        whole = isinstance(owner, SelectFeatures) and len(owner.inputs) == ids.shape[dim]
+        if isinstance(owner, SelectFeatures) and whole and incoming is not None:
             tracer.record(owner.inputs, 0, incoming, "passthrough")
             tracer.hold(out, incoming[index.cpu()])
         else:

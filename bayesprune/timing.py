@@ -77,7 +77,7 @@ class LatencyModel(Price):
     ) -> None:
         self._network, self._groups, self._example = network, groups, example_input
         self._measure = measure or partial(latency, repeats=1, warmup=0)
-        self._ratios: dict[tuple[tuple[str, int], ...], float] = {}
+        self._ratios: dict[tuple[tuple[str, int | tuple[int, ...]], ...], float] = {}
         self._measure(network, example_input)  # the first call warms up
         self._dense = [self._measure(network, example_input)]
         products = [
@@ -123,11 +123,14 @@ class LatencyModel(Price):
 
     def _ratio(self, kept: Mapping[str, Sequence[int]]) -> float:
         """Time of the network with these units over that of the dense network."""
-        key = tuple(sorted((n, len(k)) for n, k in kept.items() if len(k) < self._groups[n].size))
-        if not key:
+        cut = sorted((n, k) for n, k in kept.items() if len(k) < self._groups[n].size)
+        if not cut:
             return 1.0
+        # How many units stay tells the sizes, except where it matters whether they overlap.
+        nested = self._groups.nested
+        key = tuple((n, tuple(k) if n in nested else len(k)) for n, k in cut)
         if key not in self._ratios:
-            units = {name: list(kept[name]) for name, _ in key}
+            units = {name: list(units) for name, units in cut}
             plan = PruningPlan(units, {name: self._groups[name].size for name in units})
             small = remove_channels(self._network, plan, self._example, groups=self._groups)
             self._measure(small, self._example)

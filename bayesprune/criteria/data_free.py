@@ -54,7 +54,8 @@ class DataFree(Criterion):
         Raises
         ------
         PlanError
-            If the plan does not fit the groups, or layers read more of one unit than of another.
+            If the plan does not fit the groups, or layers read more of one unit than of another, or
+            selected features of it.
         """
         plan.check(groups)
         merged, tensors = copy.deepcopy(network), parameters(network)
@@ -68,6 +69,11 @@ class DataFree(Criterion):
             for slice_ in group.slices:
                 if slice_.role != "consumer":
                     continue
+                if name in groups.nested:
+                    raise PlanError(
+                        f"{slice_.module}: reads selected features of {name}, maybe at other "
+                        "positions of each unit; they cannot stand in for each other"
+                    )
                 columns = [(slice_.units == unit).nonzero()[:, 0] for unit in range(group.size)]
                 if len({len(own) for own in columns}) > 1:
                     raise PlanError(

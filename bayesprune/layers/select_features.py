@@ -44,7 +44,7 @@ class SelectFeatures(nn.Module):
                 f"SelectFeatures.features: expected an integer of at least 1, got {features!r}"
             )
         self.register_buffer("index", torch.arange(features))
-        self.register_buffer("inputs", torch.arange(features))
+        self.register_buffer("inputs", torch.arange(features), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map shape ``(N, features, …)`` to ``(N, selected, …)``."""

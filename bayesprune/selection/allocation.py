@@ -15,6 +15,7 @@ from bayesprune.cost import CostCurves, Price
 from bayesprune.groups import ChannelGroups
 from bayesprune.plan import Kept
 from bayesprune.selection.context import Context
+from bayesprune.selection.nesting import settled
 from bayesprune.selection.progress import Descent
 from bayesprune.selection.scores import ChannelScores
 
@@ -43,22 +44,28 @@ class ByLoss:
     """Removes units until a predicted cost is reached; remembers every loss it has evaluated."""
 
     def __init__(self, scores: ChannelScores, context: Context, price: Price, step: float) -> None:
+        self.scores = scores
+        self.context = context
         self.price = price
         self.step = step
         self.order = {name: scores.order(name) for name in scores.values}
         # For each group, the numbers of removals that are allowed, ascending from 0.
         self.allowed = {n: len(o) - context.widths(n)[::-1] for n, o in self.order.items()}
-        measure = context.loss
+        self._set_loss()
+        self._progress = context.progress
+
+    def _set_loss(self) -> None:
+        measure = self.context.loss
         self._loss = (
             (lambda removed: measure(self.kept(removed)))
             if measure
-            else _score_loss(scores, self.order, context.groups)
+            else _score_loss(self.scores, self.order, self.context.groups)
         )
         self._known: dict[tuple[int, ...], float] = {}
-        self._progress = context.progress
 
     def kept(self, removed: Mapping[str, int]) -> Kept:
-        return {name: sorted(self.order[name][count:]) for name, count in removed.items()}
+        kept = {name: sorted(self.order[name][count:]) for name, count in removed.items()}
+        return settled(kept, self.scores, self.context)
 
     def smallest(self) -> Kept:
         return self.kept({name: int(counts[-1]) for name, counts in self.allowed.items()})
@@ -81,6 +88,8 @@ class ByLoss:
 
         with Descent(spent, limit, shown=self._progress) as descent:
             spent = self._remove(curves, spent, limit, descent)
+        curves = self._unread_first(curves)
+        removed, spent = curves.removed, self.price(self._left(curves.removed))
         spent = self._fill(curves, spent, limit)
         while spent < (1 - TOLERANCE) * limit:
             exchange = self._exchange(curves, spent, limit, 2)
@@ -123,6 +132,31 @@ class ByLoss:
                 now, spent = after, float(curve[count])
                 curves.set(name, count)
         return spent
+
+    def _left(self, removed: Mapping[str, int]) -> Kept:
+        """The units that have not been removed, whether they are read or not."""
+        return {name: self.order[name][count:] for name, count in removed.items()}
+
+    def _unread_first(self, curves: CostCurves) -> CostCurves:
+        """Curves for an order in which channels that have lost all their features go first."""
+        removed, unread = dict(curves.removed), {}
+        for name in self.context.nested:
+            if name in removed:
+                left = self._left(removed)
+                read = self.context.groups.read(name, left)
+                unread[name] = [unit for unit in left[name] if unit not in read]
+        if not any(unread.values()):
+            return curves
+        for name, units in unread.items():
+            first = set(units)
+            self.order[name] = units + [unit for unit in self.order[name] if unit not in first]
+            at_least = self.allowed[name][self.allowed[name] <= removed[name] + len(units)]
+            removed[name] = int(at_least[-1])
+        self._set_loss()  # numbers of removals mean other units now
+        curves = self.price.curves(self.order)
+        for name, count in removed.items():
+            curves.set(name, count)
+        return curves
 
     def _fill(self, curves: CostCurves, spent: float, limit: float) -> float:
         """Give back what fits, the most useful group first; returns what is spent then."""
@@ -194,6 +228,7 @@ class ByRank:
 
     def __init__(self, scores: ChannelScores, context: Context, price: Price) -> None:
         self.scores = scores
+        self.context = context
         self.price = price
         self.widths = {name: context.widths(name) for name in scores.values}
         ranked = sorted(
@@ -209,7 +244,7 @@ class ByRank:
         for name, widths in self.widths.items():
             allowed = widths[widths <= widths[-1] - removed.get(name, 0)]
             kept[name] = self.scores.best(name, int(allowed[-1] if len(allowed) else widths[0]))
-        return kept
+        return settled(kept, self.scores, self.context)
 
     def smallest(self) -> Kept:
         return self.kept({name: int(widths[-1]) for name, widths in self.widths.items()})

@@ -14,6 +14,7 @@ from bayesprune.errors import BudgetError, ConfigError
 from bayesprune.plan import Kept
 from bayesprune.selection.allocation import TOLERANCE, Allocation, ByLoss, ByRank
 from bayesprune.selection.context import Context
+from bayesprune.selection.nesting import settled
 from bayesprune.selection.rules import Rule
 from bayesprune.selection.scores import ChannelScores, Normalisation
 
@@ -78,6 +79,8 @@ class CostLimit(Rule):
     def check(self, context: Context) -> None:
         price, limit = self.price(context), self.limit(context)
         smallest = {n: list(range(context.widths(n)[0])) for n in context.groups}
+        equal = {name: torch.zeros(size) for name, size in context.groups.sizes.items()}
+        smallest = settled(smallest, ChannelScores(equal, "none yet"), context)
         least = price.actual(smallest)
         if least > limit:
             raise BudgetError(self._refusal(smallest, least, limit, context))
@@ -129,16 +132,20 @@ class CostLimit(Rule):
         for name, units in kept.items():
             width = context.fit(name, len(units) + 1)
             if width > len(units):
-                rest = sorted(set(range(context.groups[name].size)) - set(units))
+                rest = sorted(context.groups.read(name, kept) - set(units))
+                if len(rest) < width - len(units):
+                    continue  # features of channels that are gone
                 more = {**kept, name: units + rest[: width - len(units)]}
                 extra = (price(more) - predicted) * spent / predicted
                 steps.append((extra, name, width))
-        if not steps:
+        if all(len(units) == context.groups[name].size for name, units in kept.items()):
             return None
         beyond = sorted(step for step in steps if spent + step[0] > limit)
         if len(beyond) < len(steps) and self.kind == "latency_ms":
             # To the model there is room, but what was built with that in mind took longer.
             why = f"of {_TRIES} networks built and timed this came closest without going over"
+        elif not beyond:
+            why = "no choice that was tried came closer without going over"
         else:
             named = [
                 f"{name} {len(kept[name])} to {width} units (+{_number(extra)})"

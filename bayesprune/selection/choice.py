@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss
-from bayesprune.plan import Kept, Limits, PruningPlan
+from bayesprune.plan import Limits, PruningPlan
 from bayesprune.selection.context import Context
+from bayesprune.selection.nesting import settled
 from bayesprune.selection.rules import Rule
 from bayesprune.selection.scores import ChannelScores
 
@@ -55,7 +56,7 @@ def select(
         cross-entropy by default.
     minimum : int or dict of str to int
         Fewest channels, >= 1, of every group or of the groups named: the best stay even if the rule
-        would remove them. Features that are selected from a channel leave with it in any case.
+        would remove them.
     round_to : int
         Groups that lose channels keep a multiple of this, >= 1, where they have as many. No budget
         is exceeded for it; the numbers of other rules are rounded up.
@@ -135,27 +136,10 @@ def choose(evidence: Any, rule: Rule | None, context: Context) -> PruningPlan:
         width = context.fit(name, len(units))
         if width != len(units):
             kept[name] = scores.best(name, width)
-    kept = _settled(kept, scores, context)
+    kept = settled(kept, scores, context)
     sizes = {name: groups[name].size for name in kept}
     note = rule.note(kept, context)
     return PruningPlan(kept, sizes, scores.measure, context.prices(kept), note)
-
-
-def _settled(kept: Kept, scores: ChannelScores, context: Context) -> Kept:
-    """Without features of channels that leave, nor channels that have no feature left."""
-    groups, kept = context.groups, dict(kept)
-    nested = [name for name in groups if name in kept and groups[name].within]
-    for name in nested:  # a group comes after those that it is within
-        able = set(groups.read(name, kept))
-        best = [unit for unit in scores.order(name) if unit in able][-1:]
-        kept[name] = [unit for unit in kept[name] if unit in able] or best
-    around = [outer for name in reversed(nested) for outer in groups[name].within]
-    for name in dict.fromkeys(around):
-        able = set(groups.read(name, kept))
-        units = [unit for unit in kept.get(name, ()) if unit in able]
-        if units and context.fit(name, len(units)) == len(units):
-            kept[name] = units
-    return kept
 
 
 def _check_evidence(evidence: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import final
 
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.plan import Kept
@@ -47,9 +48,24 @@ class Rule(ABC):
         return self
 
 
-def _interpolated(sizes: Mapping[str, int], counts: Mapping[str, float], progress: float) -> TopK:
+@final
+class _Numbers(Rule):
+    """Keep so many of each group, or all where earlier rounds have left fewer."""
+
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self.numbers = numbers
+
+    def select(self, scores: ChannelScores, context: Context) -> Kept:
+        return {n: scores.best(n, min(self.numbers[n], len(v))) for n, v in scores.values.items()}
+
+    def counts(self, context: Context) -> dict[str, float]:
+        left = {n: min(self.numbers[n], size) for n, size in context.groups.sizes.items()}
+        return {name: float(context.fit(name, count)) for name, count in left.items()}
+
+
+def _interpolated(sizes: Mapping[str, int], counts: Mapping[str, float], progress: float) -> Rule:
     """Numbers of channels on the geometric way from `sizes` to `counts`."""
-    return TopK(
+    return _Numbers(
         {n: max(1, round(sizes[n] * (c / sizes[n]) ** progress)) for n, c in counts.items()}
     )
 
@@ -107,7 +123,7 @@ class TopK(Rule):
 
     def at(self, progress: float, context: Context) -> Rule:
         counts = self.counts(context) or {}
-        return _interpolated(context.groups.sizes, counts, progress) if progress < 1 else self
+        return _interpolated(context.groups.sizes, counts, progress)
 
 
 class KeepFraction(Rule):

@@ -1,6 +1,7 @@
 """Selected features are units like any other."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bayesprune as bp
 from bayesprune.cost import CostModel
-from bayesprune.errors import ConfigError
+from bayesprune.errors import BudgetError, ConfigError, PlanError, TraceError
 from bayesprune.layers import SelectFeatures
+from bayesprune.plan import Limits
+from bayesprune.selection.choice import choose
+from bayesprune.selection.context import Context
+from bayesprune.timing import LatencyModel
 
 
 def network() -> nn.Module:
@@ -95,7 +100,7 @@ def random_plan(groups: bp.ChannelGroups, seed: int) -> bp.PruningPlan:
         count = int(torch.randint(1, size + 1, (), generator=generator))
         kept[name] = sorted(torch.randperm(size, generator=generator)[:count].tolist())
     if groups["inputs"].within:
-        kept["inputs"] = sorted({*kept["inputs"], groups.read("inputs", kept)[0]})
+        kept["inputs"] = sorted({*kept["inputs"], min(groups.read("inputs", kept))})
     return bp.PruningPlan(kept, groups.sizes)
 
 
@@ -104,7 +109,7 @@ def test_features_and_channels_leave_together(seed: int, tmp_path) -> None:
     net, x, groups = nested()
     plan = random_plan(groups, seed)
     alive = [f for f in plan.kept["inputs"] if f // 4 in plan.kept["conv"]]
-    assert [f for f in groups.read("inputs", plan.kept) if f in plan.kept["inputs"]] == alive
+    assert groups.read("inputs", plan.kept) & set(plan.kept["inputs"]) == set(alive)
     small = bp.remove_channels(net, plan, x)
     assert small.conv.out_channels == len(plan.kept["conv"])
     assert small.fc.in_features == len(small.inputs.index) == len(alive)
@@ -213,7 +218,7 @@ def test_plans_hold_no_feature_without_its_channel(share, measured, rule) -> Non
     data = DataLoader(TensorDataset(x, torch.randint(3, (8,))), 4)
     given = {"network": net, "loader": data} if measured else {}
     plan = bp.select(scores, rule(macs=share), groups=groups, **given)
-    assert set(plan.kept["inputs"]) <= set(groups.read("inputs", plan.kept))
+    assert set(plan.kept["inputs"]) <= groups.read("inputs", plan.kept)
     assert plan.kept["conv"] == sorted({feature // 4 for feature in plan.kept["inputs"]})
     small = bp.remove_channels(net, plan, x)
     assert plan.cost == bp.cost(small, x)
@@ -226,15 +231,161 @@ def test_something_is_read_whatever_the_scores_say() -> None:
     _, _, groups = nested()
     values = {"conv": torch.eye(5)[1], "inputs": torch.arange(20.0), "fc": torch.rand(6)}
     plan = bp.select(bp.ChannelScores(values, "example"), bp.TopK(1), groups=groups)
-    assert (plan.kept["conv"], plan.kept["inputs"]) == ([1], [7])
+    # The best feature of all is of another channel, so the best one of this channel is read.
+    assert plan.kept["conv"] == [1]
+    assert plan.kept["inputs"] == [7]
 
 
-def test_channels_without_features_stay_where_limits_say_so() -> None:
+def test_limits_hold_and_all_that_they_keep_is_read() -> None:
     _, _, groups = nested()
     values = {"conv": torch.arange(5.0), "inputs": torch.arange(20.0), "fc": torch.rand(6)}
     scores, rule = bp.ChannelScores(values, "example"), bp.TopK({"conv": 3, "inputs": 2, "fc": 6})
-    assert bp.select(scores, rule, groups=groups).kept["conv"] == [4]
-    assert bp.select(scores, rule, groups=groups, minimum=2).kept["conv"] == [2, 3, 4]
+
+    def kept(**limits: Any) -> tuple[list[int], list[int]]:
+        plan = bp.select(scores, rule, groups=groups, **limits)
+        return plan.kept["conv"], plan.kept["inputs"]
+
+    assert kept() == ([4], [18, 19])
+    assert kept(minimum={"conv": 2}) == ([3, 4], [15, 18, 19])
+    assert kept(minimum={"inputs": 4}) == ([4], [16, 17, 18, 19])
+    assert kept(minimum={"inputs": 5}) == ([3, 4], [15, 16, 17, 18, 19])
+    assert kept(protect=["conv"]) == ([0, 1, 2, 3, 4], [3, 7, 11, 15, 18, 19])
+    assert kept(protect=["inputs"]) == (list(range(5)), list(range(20)))
+
+
+@pytest.mark.parametrize("rule", [bp.Budget, bp.GlobalRank])
+@pytest.mark.parametrize("share", [0.3, 0.1, 0.05])
+def test_no_budget_is_exceeded_or_left_without_a_word(rule, share: float) -> None:
+    """Whether scores of channels and of their features agree or not."""
+    net, x, groups = nested()
+    total = bp.cost(net, x).params
+    values = {"conv": torch.arange(5.0), "inputs": torch.arange(20.0), "fc": torch.rand(6)}
+    opposed = {**values, "inputs": -values["inputs"]}
+    drawn = [{n: torch.rand(size) ** 4 for n, size in groups.sizes.items()} for _ in range(20)]
+    for scored in (values, opposed, *drawn):
+        scores = bp.ChannelScores(scored, "example")
+        try:
+            plan = bp.select(scores, rule(params=share), groups=groups)
+        except BudgetError:
+            continue
+        assert plan.cost is not None
+        assert plan.cost.params <= share * total
+        assert plan.note is not None or plan.cost.params >= 0.98 * share * total
+        assert plan.note is None or not plan.note.endswith(": ")
+        assert bp.cost(bp.remove_channels(net, plan, x), x) == plan.cost
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("rule", [bp.KeepFraction(0.5), bp.TopK(3), bp.Budget(macs=0.5)])
+@pytest.mark.parametrize("limits", [{}, {"minimum": {"conv": 3}}, {"protect": ["conv"]}])
+def test_rounds_find_what_earlier_rounds_have_left(seed: int, rule, limits) -> None:
+    net, x, groups = nested()
+    torch.manual_seed(seed)
+    context = Context(groups, Limits(**limits))
+    for number in (1, 2, 3):
+        scores = bp.ChannelScores({n: torch.rand(size) for n, size in groups.sizes.items()}, "")
+        chosen = choose(scores, rule.at(number / 3, context), Context(groups, context.limits))
+        net = bp.remove_channels(net, chosen, x)
+        groups = bp.trace_groups(net, x)
+        assert groups.sizes == chosen.widths
+
+
+def test_limits_that_no_budget_fits_are_found_before_there_are_scores() -> None:
+    """Each channel that stays has a feature that stays."""
+    _, _, groups = nested()
+    context = Context(groups, Limits(protect=["conv"]))
+    smallest = 5 * 16 + 5 * 1 + 3
+    bp.Budget(macs=smallest).check(context)
+    with pytest.raises(BudgetError, match=f"inputs at least 5.* has {smallest}"):
+        bp.Budget(macs=smallest - 1).check(context)
+
+
+def test_features_may_be_gone_from_a_channel_that_is_read_elsewhere() -> None:
+    class Twice(Nested):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Conv2d(5, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(self.conv(x))
+            first = self.last(torch.tanh(self.fc(self.inputs(torch.flatten(y, 1)))))
+            return first + self.other(y).sum()
+
+    net, x = Twice(), torch.randn(2, 1, 3, 3)
+    groups = bp.trace_groups(net, x)
+    kept = {"conv": [0, 1], "inputs": [4, 5], "fc": [0, 1]}
+    sizes = {name: groups.sizes[name] for name in kept}
+    net = bp.remove_channels(net, bp.PruningPlan(kept, sizes), x)
+    groups = bp.trace_groups(net, x)
+    assert {name: groups.sizes[name] for name in kept} == {"conv": 2, "inputs": 2, "fc": 2}
+    values = {"conv": torch.tensor([1.0, 0.0]), "inputs": torch.rand(2), "fc": torch.rand(2)}
+    plan = bp.select(bp.ChannelScores(values, "example"), bp.TopK(1), groups=groups)
+    assert plan.kept["conv"] == [0, 1]  # the second for its feature
+    assert len(plan.kept["inputs"]) == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_chosen_from_a_selection_of_a_selection(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 3), SelectFeatures(3), SelectFeatures(3), nn.Linear(3, 2))
+    groups = bp.trace_groups(net, torch.randn(2, 4))
+    scores = bp.ChannelScores({n: torch.rand(3) for n in groups}, "random")
+    plan = bp.select(scores, bp.TopK(2), groups=groups)
+    assert plan.kept["0"] == plan.kept["1"] == plan.kept["2"]
+
+
+def test_channels_within_themselves_stay() -> None:
+    class Cycle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 3)
+            self.one, self.two = SelectFeatures(3), SelectFeatures(3)
+            self.last = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(x + self.two(torch.relu(self.one(x))))
+
+    with pytest.raises(TraceError, match="no channel can be removed"):
+        bp.trace_groups(Cycle(), torch.randn(2, 4))
+
+
+def test_normalised_features_make_their_channels_inexact() -> None:
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 5, 2), nn.Flatten(), SelectFeatures(20), nn.LayerNorm(20)),
+        *(nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 3)),
+    )
+    x = torch.randn(8, 1, 3, 3)
+    groups = bp.trace_groups(net, x)
+    exact = {name: group.exact for name, group in groups.items()}
+    assert exact == {"0": False, "2": False, "4": True}
+    small = bp.remove_channels(net, bp.PruningPlan({"0": [0, 3]}, {"0": 5}), x)
+    assert small[4].in_features == 8
+
+
+def test_a_selection_of_the_first_channels_keeps_the_channels() -> None:
+    """It was not made for its input, so that nobody knows what to number."""
+    net = nn.Sequential(nn.Linear(4, 6), SelectFeatures(4), nn.Linear(4, 5), nn.Linear(5, 2))
+    groups = bp.trace_groups(net, torch.randn(3, 4))
+    assert groups.sizes == {"1": 4, "2": 5}
+
+
+def test_measured_times_are_of_the_network_that_is_left() -> None:
+    net, x, groups = nested()
+    model = LatencyModel(net, groups, x, measure=lambda n, e: float(bp.cost(n, e).macs))
+    apart, along = {"conv": [0, 1], "inputs": [4, 8, 9]}, {"conv": [0, 1], "inputs": [0, 1, 4]}
+    assert model.actual(along) - model.actual(apart) == pytest.approx(2 * 6)
+
+
+def test_merging_does_not_mix_up_positions() -> None:
+    net, _, groups = nested()
+    plan = bp.PruningPlan({"conv": [0, 1]}, {"conv": 5})
+    with pytest.raises(PlanError, match="reads selected features of conv"):
+        bp.criteria.DataFree().merge(net, groups, plan)
+
+
+def test_a_state_has_no_more_tensors_than_before() -> None:
+    assert list(SelectFeatures(3).state_dict()) == ["index"]
 
 
 def test_switches_of_features_and_channels_are_fitted_together() -> None:
@@ -245,7 +396,7 @@ def test_switches_of_features_and_channels_are_fitted_together() -> None:
         switched, loader, epochs=1, constraint=bp.CostConstraint(macs=0.3), progress=False
     )
     plan = bp.select(posterior, bp.Budget(macs=0.3), groups=groups)
-    assert set(plan.kept["inputs"]) <= set(groups.read("inputs", plan.kept))
+    assert set(plan.kept["inputs"]) <= groups.read("inputs", plan.kept)
     assert plan.cost.macs <= 0.3 * bp.cost(net, x).macs
 
 
