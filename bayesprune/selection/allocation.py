@@ -87,23 +87,23 @@ class ByLoss:
             return self.kept(removed)
 
         with Descent(spent, limit, shown=self._progress) as descent:
-            spent = self._remove(curves, spent, limit, descent)
-        curves = self._unread_first(curves)
-        removed, spent = curves.removed, self.price(self._left(curves.removed))
-        spent = self._fill(curves, spent, limit)
-        while spent < (1 - TOLERANCE) * limit:
-            exchange = self._exchange(curves, spent, limit, 2)
-            exchange = exchange or self._exchange(curves, spent, limit, 3)
-            if not exchange:
-                break
-            for name, count in exchange.items():
-                spent += float(curves(name, np.array([count]))[0])
-                curves.set(name, count)
-            spent = self._fill(curves, spent, limit)
+            self._remove(curves, spent, limit, descent)
+            curves = self._unread_first(curves)
+            removed, spent = curves.removed, self.price(self._left(curves.removed))
+            spent = self._fill(curves, spent, limit, descent)
+            while spent < (1 - TOLERANCE) * limit:
+                exchange = self._exchange(curves, spent, limit, 2, descent)
+                exchange = exchange or self._exchange(curves, spent, limit, 3, descent)
+                if not exchange:
+                    break
+                for name, count in exchange.items():
+                    spent += float(curves(name, np.array([count]))[0])
+                    curves.set(name, count)
+                spent = self._fill(curves, spent, limit, descent)
         return self.kept(removed)
 
-    def _remove(self, curves: CostCurves, spent: float, limit: float, descent: Descent) -> float:
-        """Remove units until no more than `limit` is spent; returns what is spent then."""
+    def _remove(self, curves: CostCurves, spent: float, limit: float, descent: Descent) -> None:
+        """Remove units until no more than `limit` is spent."""
         removed = curves.removed
         now = self.loss(removed)
         # Rates of one moment serve later ones as estimates, renewed only for the group whose turn
@@ -131,7 +131,6 @@ class ByLoss:
             if rate <= queue[0][0]:
                 now, spent = after, float(curve[count])
                 curves.set(name, count)
-        return spent
 
     def _left(self, removed: Mapping[str, int]) -> Kept:
         """The units that have not been removed, whether they are read or not."""
@@ -158,7 +157,7 @@ class ByLoss:
             curves.set(name, count)
         return curves
 
-    def _fill(self, curves: CostCurves, spent: float, limit: float) -> float:
+    def _fill(self, curves: CostCurves, spent: float, limit: float, descent: Descent) -> float:
         """Give back what fits, the most useful group first; returns what is spent then."""
         removed = curves.removed
 
@@ -168,16 +167,20 @@ class ByLoss:
             over = int((spent + curves(name, allowed[:-1]) > limit).sum())
             return int(allowed[over])
 
+        def loss(name: str) -> float:
+            descent.filling()
+            return self.loss({**removed, name: room[name]})
+
         room = {name: fewest(name) for name in self.order}
         useful = [name for name, count in room.items() if count < removed[name]]
-        for name in sorted(useful, key=lambda name: self.loss({**removed, name: room[name]})):
+        for name in sorted(useful, key=loss):
             count = fewest(name)
             spent += float(curves(name, np.array([count]))[0])
             curves.set(name, count)
         return spent
 
     def _exchange(
-        self, curves: CostCurves, spent: float, limit: float, groups: int
+        self, curves: CostCurves, spent: float, limit: float, groups: int, descent: Descent
     ) -> dict[str, int]:
         """Removals of so many groups, near the present ones, with which more is spent; or nothing.
 
@@ -219,8 +222,13 @@ class ByLoss:
                 found.append((part, every))
 
         search(spent, list(start), {})
+
+        def loss(every: dict[str, int]) -> float:
+            descent.filling()
+            return self.loss({**start, **every})
+
         small = [every for _, every in sorted(found, key=lambda item: item[0])[:_LOSSES]]
-        return min(small, key=lambda every: self.loss({**start, **every}), default={})
+        return min(small, key=loss, default={})
 
 
 class ByRank:

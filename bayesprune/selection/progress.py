@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,9 +14,10 @@ _PAUSE = 30.0  # seconds between lines
 
 
 class Descent:
-    """From a cost down to a lower one: a bar on a terminal or in a notebook, elsewhere lines.
+    """From a cost down to a lower one, then its use in full.
 
-    What is done within two seconds shows nothing.
+    A bar on a terminal or in a notebook, elsewhere lines; what is done within two seconds shows
+    nothing.
     """
 
     def __init__(self, start: float, end: float, *, shown: bool) -> None:
@@ -36,16 +38,23 @@ class Descent:
 
     def at(self, cost: float) -> None:
         """Tell that the cost has come to this."""
+        done, total = self._start - cost, self._start - self._end
+        share = f"{min(done / total, 1.0):.0%} of the way"
+        self._tell(share, "select", total=total, completed=done)
+
+    def filling(self) -> None:
+        """Tell that units are given back or exchanged, of which nobody knows how many."""
+        self._tell("filling up the budget", "select: filling up", total=None)
+
+    def _tell(self, line: str, description: str, **bar: Any) -> None:
         now = time.monotonic()
         if not self._shown or now - self._began < _PATIENCE:
             return
-        done = self._start - cost
         if self._live:
             if not self._bar.task_ids:
-                self._bar.add_task("select", total=self._start - self._end)
+                self._bar.add_task(description)
                 self._bar.start()
-            self._bar.update(self._bar.task_ids[0], completed=done)
+            self._bar.update(self._bar.task_ids[0], description=description, **bar)
         elif now - self._told >= _PAUSE:
             self._told = now
-            share = done / (self._start - self._end)
-            print(f"select: {min(share, 1.0):.0%} of the way", file=sys.stderr, flush=True)
+            print(f"select: {line}", file=sys.stderr, flush=True)

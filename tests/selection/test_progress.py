@@ -14,14 +14,17 @@ def test_what_is_quick_shows_nothing(capsys) -> None:
 
 def test_lines_without_a_terminal(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_PATIENCE", 0.0)
-    clock = iter([0.0, 29.0, 31.0, 60.0, 62.0])
+    clock = iter([0.0, 29.0, 31.0, 60.0, 62.0, 90.0, 93.0])
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with Descent(100.0, 50.0, shown=True) as descent:
         for cost in (95.0, 90.0, 80.0, 45.0):
             descent.at(cost)
+        descent.filling()
+        descent.filling()
     assert capsys.readouterr().err.splitlines() == [
         "select: 20% of the way",
         "select: 100% of the way",
+        "select: filling up the budget",
     ]
 
 
@@ -32,9 +35,12 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     with Descent(100.0, 50.0, shown=True) as descent:
         descent.at(75.0)
         descent._bar.refresh()
-    assert "select" in capsys.readouterr().err
+        assert "select" in capsys.readouterr().err
+        assert descent._bar.tasks[0].percentage == 50
+        descent.filling()
+        descent._bar.refresh()
+    assert "filling up" in capsys.readouterr().err
     assert descent._bar.finished is False
-    assert descent._bar.tasks[0].percentage == 50
 
 
 def test_nothing_if_nobody_wants_it(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
