@@ -236,7 +236,7 @@ def section(task: str, rows: list[dict[str, Any]]) -> list[str]:
     title, text, published = TASKS[task]
     whole = max(rows, key=lambda row: row["seeds"])
     told = " ".join(filter(None, (text, f"Dense: {percent(whole, 'dense.error')} %.")))
-    lines = [f"## {title}", "", *textwrap.wrap(told, 100), ""]
+    lines = [f"## {title}", "", *textwrap.wrap(told, 100, break_on_hyphens=False), ""]
     if said := [*verdicts(task, rows), *wins(rows), *controls(rows)]:
         lines += [*said, ""]
     lines += [
