@@ -202,14 +202,18 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         return read
 
     def _rows(self) -> list[tuple[str, int, str, str]]:
-        return [
-            (name, g.size, ", ".join(g.modules("producer")), ", ".join(g.modules("consumer")))
-            for name, g in self.groups.items()
-        ]
+        rows = []
+        for name, group in self.groups.items():
+            within = f" within {', '.join(group.within)}" if group.within else ""
+            producers, consumers = group.modules("producer"), group.modules("consumer")
+            rows.append((name, group.size, ", ".join(producers) + within, ", ".join(consumers)))
+        return rows
 
     def __repr__(self) -> str:
         lines = [f"ChannelGroups: {len(self)} groups, {sum(self.sizes.values())} units"]
-        lines += [f"  {n}: {size} units, read by {to}" for n, size, _, to in self._rows()]
+        for name, size, _, readers in self._rows():
+            within = "".join(f", within {outer}" for outer in self.groups[name].within)
+            lines.append(f"  {name}: {size} units{within}, read by {readers}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

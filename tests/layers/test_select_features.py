@@ -86,6 +86,8 @@ def test_features_are_units_within_channels() -> None:
         "inputs": ("conv",),
         "fc": (),
     }
+    assert "inputs: 20 units, within conv, read by fc" in repr(groups)
+    assert "inputs within conv" in groups._repr_html_()
     owned = {(s.tensor, s.axis): (s.role, s.units.tolist()) for s in groups["conv"].slices}
     fours = [place // 4 for place in range(20)]
     assert owned["inputs.inputs", 0] == owned["inputs.index", 0] == ("passthrough", fours)
