@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
@@ -158,7 +159,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         """Number of prunable units of each group."""
         return {name: group.size for name, group in self.groups.items()}
 
-    @property
+    @cached_property
     def nested(self) -> list[str]:
         """Groups within others or around others, in the order of execution."""
         within = {name for name, group in self.groups.items() if group.within}

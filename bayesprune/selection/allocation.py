@@ -139,7 +139,7 @@ class ByLoss:
     def _unread_first(self, curves: CostCurves) -> CostCurves:
         """Curves for an order in which channels that have lost all their features go first."""
         removed, unread = dict(curves.removed), {}
-        for name in self.context.nested:
+        for name in self.context.groups.nested:
             if name in removed:
                 left = self._left(removed)
                 read = self.context.groups.read(name, left)
@@ -149,8 +149,8 @@ class ByLoss:
         for name, units in unread.items():
             first = set(units)
             self.order[name] = units + [unit for unit in self.order[name] if unit not in first]
-            at_least = self.allowed[name][self.allowed[name] <= removed[name] + len(units)]
-            removed[name] = int(at_least[-1])
+            allowed = self.allowed[name]
+            removed[name] = int(allowed[allowed <= removed[name] + len(units)][-1])
         self._set_loss()  # numbers of removals mean other units now
         curves = self.price.curves(self.order)
         for name, count in removed.items():

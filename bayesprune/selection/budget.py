@@ -180,10 +180,10 @@ class Budget(CostLimit):
     read the group: to read half as much is as bad for any layer.
 
     The plan's network costs between 98% and 100% of the budget: if single units leave more than 2%
-    of it, two or three groups exchange some. Where the limits, or the size of one unit, do not
-    allow that, it costs less and `PruningPlan.note` says why. A latency budget is shared out by a
-    `LatencyModel`; the network is then built and measured, and the allocation repeated with the
-    model corrected, up to ten times.
+    of it, two or three groups exchange some. Where the limits, the size of one unit, or units
+    within others do not allow that, it costs less and `PruningPlan.note` says why. A latency budget
+    is shared out by a `LatencyModel`; the network is then built and measured, and the allocation
+    repeated with the model corrected, up to ten times.
 
     Parameters
     ----------

@@ -131,11 +131,6 @@ class Context:
         return self.limits.fit(name, self.groups[name].size, count)
 
     @cached_property
-    def nested(self) -> list[str]:
-        """Groups within others or around others, in the order of execution."""
-        return self.groups.nested
-
-    @cached_property
     def prices(self) -> CostModel:
         """MACs, parameters and weights by what is kept."""
         return CostModel(self.groups)

@@ -16,7 +16,7 @@ def settled(kept: Kept, scores: ChannelScores, context: Context) -> Kept:
     the feature through which it is read.
     """
     groups = context.groups
-    nested = [name for name in context.nested if name in kept]
+    nested = [name for name in groups.nested if name in kept]
     if not nested:
         return kept
     kept = {name: list(units) for name, units in kept.items()}
@@ -40,13 +40,13 @@ def _top_up(name: str, kept: Kept, scores: ChannelScores, context: Context) -> N
 
     Units for which nothing else has to come back are the first, then the best.
     """
-    ways = {}
+    ways = []
     for unit in reversed(scores.order(name)):
         if unit not in kept[name]:
             way = _way(name, unit, scores, context)
-            ways[unit] = {g: own for g, own in way.items() if g in kept and own not in kept[g]}
+            ways.append({g: own for g, own in way.items() if g in kept and own not in kept[g]})
     width = _fewest(name, kept, context)
-    for way in sorted(ways.values(), key=len)[: width - len(kept[name])]:
+    for way in sorted(ways, key=len)[: width - len(kept[name])]:
         for other, own in way.items():
             kept[other] = sorted({*kept[other], own})
 

@@ -136,8 +136,8 @@ TASKS: dict[str, tuple[str, str, list[Published]]] = {  # title, text, published
     "resnet20_cifar10": (
         "ResNet-20, CIFAR-10: a short recipe for two cores",
         "A network of 40.6M MACs with five epochs of pretraining, two of fitting and three of "
-        "fine-tuning, where published rows have 200 and more; the other pruner needs no fit and is "
-        "fine-tuned for five. Two epochs are short for a fit.",
+        "fine-tuning, far fewer than published recipes have; the other pruner needs no fit and is "
+        "fine-tuned for five.",
         [],
     ),
 }
