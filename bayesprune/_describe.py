@@ -7,7 +7,9 @@ import html
 import importlib
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def init_args(value: Any) -> dict[str, Any]:
@@ -39,17 +41,31 @@ def describe(value: Any) -> Any:
     }
 
 
-def build(description: Any) -> Any:
-    """What `describe` described, of plain values and objects with a ``class_path``."""
+def build(description: Any, kind: type[T]) -> T:
+    """What `describe` described; its own arguments are plain values or of that kind as well.
+
+    Raises TypeError if it is of another kind, so that a file cannot have just anything called, and
+    what the class raises.
+    """
+    value = _value(description, kind)
+    if not isinstance(value, kind):
+        raise TypeError(f"expected a {kind.__name__}, got {description!r}")
+    return value
+
+
+def _value(description: Any, kind: type) -> Any:
     if isinstance(description, list):
-        return [build(item) for item in description]
+        return [_value(item, kind) for item in description]
     if not isinstance(description, dict):
         return description
-    values = {key: build(item) for key, item in description.items()}
+    values = {key: _value(item, kind) for key, item in description.items()}
     if set(values) != {"class_path", "init_args"}:
         return values
-    module, _, name = values["class_path"].rpartition(".")
-    return getattr(importlib.import_module(module), name)(**values["init_args"])
+    module, _, name = str(values["class_path"]).rpartition(".")
+    family = getattr(importlib.import_module(module), name)
+    if not (isinstance(family, type) and issubclass(family, kind)):
+        raise TypeError(f"{values['class_path']} is not a {kind.__name__}")
+    return family(**values["init_args"])
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> str:

@@ -318,7 +318,12 @@ def _rules(config: RunConfig, folder: _Folder, context: Context) -> list[Rule]:
             rules.append(describe(rule))
         return rules
 
-    return [build(rule) for rule in folder.note("rules", make)]
+    noted = folder.note("rules", make)
+    try:
+        return [build(rule, Rule) for rule in noted]
+    except (TypeError, ValueError, AttributeError, ImportError) as error:
+        file = folder / "state/notes.json"
+        raise CheckpointError(f"{file}: expected the rules of a run: {error}") from error
 
 
 _FITTED = ("model", "model_args", "data", "seed", "method", "fit", "sparse", "ignore")

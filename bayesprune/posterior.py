@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 
 from bayesprune._arviz import container
-from bayesprune._describe import describe
+from bayesprune._describe import build, describe
 from bayesprune._modes import evaluating
 from bayesprune.checkpoint import load_state, save_state
 from bayesprune.errors import (
@@ -57,16 +56,6 @@ def _check_draws(number: int) -> None:
 def default_rule(switches: Iterable[Switch]) -> Rule:
     """What decides without a budget: the evidence if all families have it, else their own rules."""
     return EvidenceStop() if all(switch.has_evidence for switch in switches) else FamilyRule()
-
-
-def _prototype(described: Mapping[str, Any]) -> Switch:
-    """What `describe` described; raises TypeError if that is not a switch."""
-    module, _, name = described["class_path"].rpartition(".")
-    family = getattr(importlib.import_module(module), name)
-    if not (isinstance(family, type) and issubclass(family, Switch)):
-        raise TypeError(f"{described['class_path']} is not a Switch")
-    arguments = described["init_args"].items()
-    return family(**{k: _prototype(v) if isinstance(v, dict) else v for k, v in arguments})
 
 
 class SwitchPosterior:
@@ -470,7 +459,7 @@ class SwitchPosterior:
         try:
             for name, entry in tree["switches"].items():
                 size = entry["size"]
-                bound = _prototype(entry["prototype"]).bind(size, size, entry["fan_in"])
+                bound = build(entry["prototype"], Switch).bind(size, size, entry["fan_in"])
                 switches[name] = bound
                 bound.load_state_dict(entry["state"])
             return cls(switches, tree["history"], tree["channels"])

@@ -61,10 +61,10 @@ METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "HoyerSquare": ("strength", (1e-5, 1e-4, 1e-3, 1e-2)),
     "TransformedLasso": ("strength", (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),
     "ElementSpred": ("strength", (1e-4, 3e-4, 1e-3, 3e-3)),
-    "SNIP": ("keep", (0.02, 0.05, 0.1, 0.2)),
+    "ElementSNIP": ("keep", (0.02, 0.05, 0.1, 0.2)),
 }
 """The setting that is chosen on held-out data, and its grid; other settings are the defaults."""
-BY_WEIGHT = ("Lasso", "Hoyer", "HoyerSquare", "TransformedLasso", "ElementSpred", "SNIP")
+BY_WEIGHT = ("Lasso", "Hoyer", "HoyerSquare", "TransformedLasso", "ElementSpred", "ElementSNIP")
 BY_WEIGHT += ("GSSAuxiliary",)
 """Left out unless asked for: penalties of single weights, see tables/element_wise.py, and
 GSS212 in another form."""

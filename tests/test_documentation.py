@@ -24,6 +24,11 @@ def test_the_page_of_methods_is_up_to_date():
     assert methods.PAGE.read_text() == methods.page()
 
 
+def test_a_name_is_one_method():
+    members = [member.__name__ for kind, _ in methods.KINDS.values() for member in kind]
+    assert sorted(members) == sorted(set(members))
+
+
 def test_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run("README.md", {})

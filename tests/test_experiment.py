@@ -633,6 +633,9 @@ def test_groups_that_a_round_changes_are_named(tmp_path, monkeypatch):
         bp.run_experiment(quick(rounds="2", select__count="3"), tmp_path / "run")
 
 
+RULES = '{"rules": [{"class_path": "%s", "init_args": {}}]}'
+
+
 @pytest.mark.parametrize(
     ("file", "text", "command"),
     [
@@ -652,6 +655,17 @@ def test_groups_that_a_round_changes_are_named(tmp_path, monkeypatch):
         ("pruned.safetensors", "", "report"),
         ("state/notes.json", '{"dense":', "unfinished"),
         ("state/notes.json", "[]", "unfinished"),
+        ("state/notes.json", '{"rules": 3}', "unfinished"),
+        (
+            "state/notes.json",
+            '{"rules": [{"class_path": "no.Such", "init_args": {}}]}',
+            "unfinished",
+        ),
+        (
+            "state/notes.json",
+            '{"rules": [{"class_path": "os.abort", "init_args": {}}]}',
+            "unfinished",
+        ),
         ("metrics.csv", "a,b\n", "unfinished"),
     ],
 )

@@ -8,6 +8,7 @@ from bayesprune.penalties.admm import ADMM
 from bayesprune.penalties.bayes_l1_trim import BayesL1Trim
 from bayesprune.penalties.debiased_elastic_group_lasso import DebiasedElasticGroupLasso
 from bayesprune.penalties.elastic_group_lasso import ElasticGroupLasso
+from bayesprune.penalties.element_snip import ElementSNIP
 from bayesprune.penalties.element_spred import ElementSpred
 from bayesprune.penalties.exclusive_lasso import ExclusiveLasso
 from bayesprune.penalties.greg1 import GReg1
@@ -24,7 +25,6 @@ from bayesprune.penalties.hoyer_square import HoyerSquare
 from bayesprune.penalties.lasso import Lasso
 from bayesprune.penalties.network_slimming import NetworkSlimming
 from bayesprune.penalties.smoothed_hoyer_group_half import SmoothedHoyerGroupHalf
-from bayesprune.penalties.snip import SNIP
 from bayesprune.penalties.soft_filter_pruning import SoftFilterPruning
 from bayesprune.penalties.sparse_group_lasso import SparseGroupLasso
 from bayesprune.penalties.sparse_structure_selection import SparseStructureSelection
@@ -57,7 +57,7 @@ PENALTIES: tuple[type[Penalty], ...] = (
     HoyerSquare,
     TransformedLasso,
     ElementSpred,
-    SNIP,
+    ElementSNIP,
 )
 """Every penalty; the contract tests run over this list."""
 
@@ -66,10 +66,10 @@ __all__ = [
     "GSS121",
     "GSS212",
     "PENALTIES",
-    "SNIP",
     "BayesL1Trim",
     "DebiasedElasticGroupLasso",
     "ElasticGroupLasso",
+    "ElementSNIP",
     "ElementSpred",
     "ExclusiveLasso",
     "Footprint",

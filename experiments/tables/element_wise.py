@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[str, tuple[float, ...]]] = {
     "TransformedLasso": ("strength", (1e-5, 1e-4, 1e-3)),
     "ElementSpred": ("strength", (1e-5, 1e-4, 1e-3)),
     "GSS121": ("strength", (1e-2, 3e-2, 1e-1)),
-    "SNIP": ("keep", (0.02, 0.05, 0.1)),
+    "ElementSNIP": ("keep", (0.02, 0.05, 0.1)),
 }
 
 

@@ -98,7 +98,7 @@ def test_fit_gives_the_scores_of_train(member, network, groups, data, fabric) ->
 
 
 # They cut or choose by themselves, and add nothing to the loss.
-WITHOUT_LOSS = (penalties.SoftFilterPruning, penalties.SNIP)
+WITHOUT_LOSS = (penalties.SoftFilterPruning, penalties.ElementSNIP)
 
 
 @pytest.mark.parametrize("member", [m for m in PENALTIES if m not in WITHOUT_LOSS])
@@ -194,7 +194,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(
         assert torch.equal(values, again.scores.values[name])
 
 
-_LOOKS_AT_DATA = (penalties.SNIP,)
+_LOOKS_AT_DATA = (penalties.ElementSNIP,)
 """Those that read the loader before training."""
 
 
@@ -253,8 +253,8 @@ def test_scores_selected_features(member, data, fabric) -> None:
     groups = trace_groups(network, flat.tensors[0])
     fit = trained(member(), network, groups, flat, fabric)
     assert {name: tuple(v.shape) for name, v in fit.scores.values.items()} == {"0": (4,), "1": (5,)}
-    # SNIP keeps a twentieth of all weights: here one of 35.
-    assert (fit.scores.values["0"] > 0).any() or member is penalties.SNIP
+    # ElementSNIP keeps a twentieth of all weights: here one of 35.
+    assert (fit.scores.values["0"] > 0).any() or member is penalties.ElementSNIP
     assert torch.equal(fit.network[0].index, torch.arange(4))
 
 

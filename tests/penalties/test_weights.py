@@ -73,7 +73,7 @@ def test_snip_keeps_the_most_sensitive_weights(network, groups, data) -> None:
     )
     count = round(0.3 * len(sizes))
     bar = sizes.sort(descending=True).values[count - 1]
-    task = penalties.SNIP(keep=0.3).task(network, groups, [batch])
+    task = penalties.ElementSNIP(keep=0.3).task(network, groups, [batch])
     kept = torch.cat([w.detach().flatten() != 0 for w in multiplied(network, groups).values()])
     assert torch.equal(kept, sizes >= bar)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_snip_keeps_the_most_sensitive_weights(network, groups, data) -> None:
     again = torch.cat([w.detach().flatten() != 0 for w in multiplied(network, groups).values()])
     assert not (again & ~kept).any()
     with pytest.raises(DataError, match="the loader is empty"):
-        penalties.SNIP().task(network, groups, [])
+        penalties.ElementSNIP().task(network, groups, [])
 
 
 def test_masks_follow_each_layers_spread_and_last_through_training(

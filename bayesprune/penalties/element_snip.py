@@ -1,4 +1,4 @@
-"""Single-shot pruning by connection sensitivity."""
+"""Single-shot pruning of single weights by connection sensitivity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bayesprune.penalties._weights import WeightPenalty
 from bayesprune.training import Loader, Step
 
 
-class SNIP(WeightPenalty):
+class ElementSNIP(WeightPenalty):
     r"""Keeps the weights with the largest :math:`|w \, \partial L / \partial w|` before training.
 
     The sensitivities of one batch are compared over all layers, and the other weights stay 0.
@@ -52,7 +52,7 @@ class SNIP(WeightPenalty):
                 generator.manual_seed(0)
             batch = next(iter(loader), None)
             if batch is None:
-                raise DataError("SNIP: the loader is empty")
+                raise DataError("ElementSNIP: the loader is empty")
             inputs, targets = batch
             output = network.train()(inputs.to(device))
             loss = nn.functional.cross_entropy(output, targets.to(device))
