@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bayesprune: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bayesprune: interrupted; continue with --resume", file=sys.stderr)
+        way_on = "; continue with --resume" if options.command is _run else ""
+        print(f"bayesprune: interrupted{way_on}", file=sys.stderr)
         return 130
     return 0
 

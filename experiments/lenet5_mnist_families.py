@@ -12,8 +12,6 @@ experiments/tables/families.py builds the page.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from pathlib import Path
 
 from bayesprune.config import parse_config
@@ -45,7 +43,6 @@ FAMILIES = {
 """Options of each family beside experiments/lenet5_mnist_families.yaml."""
 
 BUDGET = ["--select", "Budget", "--select.macs", "0.05"]
-FIT = ("pretrain", "fit", "posterior")
 
 
 def run(name: str, seed: int, dense: Path, runs: Path) -> None:
@@ -56,19 +53,8 @@ def run(name: str, seed: int, dense: Path, runs: Path) -> None:
     own, budget = (runs / f"lenet5_mnist_{name}_{rule}-{seed}" for rule in ("own", "5pct"))
     if not needs_budget:
         run_experiment(parse_config(options), own, resume=own.exists())
-    config = parse_config([*options, *BUDGET])
-    if not needs_budget and not budget.exists():
-        (budget / "state").mkdir(parents=True)
-        (budget / "config.yaml").write_text(config.to_yaml())
-        for stage in FIT:
-            shutil.copyfile(
-                own / f"state/{stage}.safetensors", budget / f"state/{stage}.safetensors"
-            )
-        notes = json.loads((own / "state/notes.json").read_text())
-        shared = {k: v for k, v in notes.items() if k in ("dense", "held_out/dense", "keep")}
-        (budget / "state/notes.json").write_text(json.dumps(shared))
-        shutil.copyfile(own / "metrics.csv", budget / "metrics.csv")
-    run_experiment(config, budget, resume=budget.exists())
+        options += ["--fitted", str(own)]
+    run_experiment(parse_config([*options, *BUDGET]), budget, resume=budget.exists())
 
 
 def main() -> None:

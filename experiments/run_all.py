@@ -20,7 +20,9 @@ from pathlib import Path
 from frontier import RECIPES
 
 HERE = Path(__file__).parent
-LENET5 = [f"runs/lenet5_mnist_dense-{seed}/dense.safetensors" for seed in range(3)]
+LENET5 = [f"runs/lenet5_mnist_dirichlet-{seed}/dense.safetensors" for seed in range(3)]
+"""The dense networks of the page of LeNet-5, and of all below it."""
+RECORDED = sorted((HERE.parent / "docs" / "results" / "runs").glob("lenet5_mnist_*"))
 FASHION = [f"runs/lenet300_100_fashion_dense-{seed}/dense.safetensors" for seed in range(3)]
 STEPS: dict[str, list[list[str]]] = {
     "frontier": [
@@ -36,6 +38,13 @@ STEPS: dict[str, list[list[str]]] = {
         ["frontier.py", "lenet5_mnist_short", "--only", *RECIPES, "--budgets", "60000"],
         ["tables/frontier.py", "runs/frontier_*"],
         ["tables/recipes.py"],
+    ],
+    "lenet5_mnist": [
+        *(
+            ["bayesprune", "run", str(p / "config.yaml"), "--out", f"runs/{p.name}", "--resume"]
+            for p in RECORDED
+        ),
+        ["tables/lenet5_mnist.py", *(f"runs/{path.name}" for path in RECORDED)],
     ],
     "penalties": [
         ["lenet_penalties.py", "lenet300_100_fashion", *FASHION],
@@ -70,7 +79,7 @@ STEPS: dict[str, list[list[str]]] = {
         ["tables/speed.py"],
     ],
 }
-"""Scripts with their arguments; a pattern stands for the paths that match it."""
+"""Scripts, or the command line, with arguments; a pattern stands for the paths that match it."""
 PAGES = {
     **{name: [f"tables/{name}.py"] for name in ("frontier", "recipes", "penalties", "families")},
     **{name: [f"tables/{name}.py"] for name in ("debias", "element_wise", "agreement", "layers")},
@@ -89,9 +98,10 @@ def run(script: str, *arguments: str) -> None:
         words += (sorted(glob(argument)) or [argument]) if "*" in argument else [argument]
     shown = " ".join([script, *arguments])
     print(f"{time.strftime('%H:%M:%S')} {shown}", flush=True)
+    program = ["-m", script] if script == "bayesprune" else [str(HERE / script)]
     path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
-        [sys.executable, str(HERE / script), *words], env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, *program, *words], env={**os.environ, "PYTHONPATH": path}
     )
     if done.returncode:
         raise SystemExit(f"{shown} ended with {done.returncode}; run again to go on from there")

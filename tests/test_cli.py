@@ -126,13 +126,21 @@ def test_unknown_options_of_other_commands(capsys):
 
 
 def test_interruption(monkeypatch, capsys, tmp_path):
-    from bayesprune import reporting
+    from bayesprune import experiment, reporting
 
     def interrupted(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(reporting, "compare_runs", interrupted)
-    assert run(capsys, "compare", str(tmp_path))[0] == 130
+    code, _, err = run(capsys, "compare", str(tmp_path))
+    assert (code, err) == (130, "bayesprune: interrupted\n")
+    monkeypatch.setattr(experiment, "run_experiment", lambda *_, **__: interrupted())
+    (tmp_path / "c.yaml").write_text(
+        "{model: bayesprune:digits, data: {name: digits}, method: Random, select: {class_path: TopK,"
+        " init_args: {count: 2}}}"
+    )
+    code, _, err = run(capsys, "run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run"))
+    assert (code, err) == (130, "bayesprune: interrupted; continue with --resume\n")
 
 
 def test_help_lists_the_fields(capsys):

@@ -7,7 +7,8 @@ from pathlib import Path
 import methods
 import torch
 
-from bayesprune.switches import Switch
+from bayesprune.criteria import CRITERIA
+from bayesprune.switches import FAMILIES, Switch
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +36,12 @@ def test_readme(tmp_path, monkeypatch):
     dense = names["bp"].cost(names["network"], names["example_input"])
     assert names["plan"].cost.macs <= 0.1 * dense.macs
     assert os.listdir() == ["small.safetensors"]
+
+
+def test_the_readme_names_every_switch_and_criterion():
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"`(\w+)`", readme)) >= {m.__name__ for m in (*FAMILIES, *CRITERIA)}
+    assert f"{['eleven', 'twelve', 'thirteen'][len(FAMILIES) - 11]} families" in readme
 
 
 def test_the_switch_of_the_contributing_page():

@@ -28,7 +28,7 @@ TEXT = """\
 
 LeNet-5 on MNIST: Spearman correlation between what methods say of the channels of a group, mean
 over {networks} trained networks. Criteria rank the dense network, from 5,000 training images.
-Posteriors are those of [every switch family](families.md), weights and switches trained together
+Posteriors are those of [eight switch families](families.md), weights and switches trained together
 from that network while the expected MACs are held at 5%; each by its family's own score. Built by
 `experiments/tables/agreement.py`. How far criteria agree with themselves on other data is on the
 page of [criteria](criteria.md).

@@ -1,4 +1,4 @@
-"""Build docs/results/families.md: LeNet-5 on MNIST with every switch family.
+"""Build docs/results/families.md: LeNet-5 on MNIST by switch family.
 
     python experiments/tables/families.py [RUN_FOLDER ...]
 
@@ -78,7 +78,7 @@ def main() -> None:
     table.sort(key=lambda row: (rule(row["recipe_"]), row["error"]))
     fit, tune = table[0]["recipe_"]["fit"], table[0]["recipe_"]["finetune"]
     lines = [
-        "# LeNet-5 on MNIST with every switch family",
+        "# LeNet-5 on MNIST by switch family",
         "",
         *textwrap.wrap(INTRODUCTION.strip().format(fit=fit["epochs"], tune=tune["epochs"]), 100),
         "",
