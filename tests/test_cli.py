@@ -136,8 +136,8 @@ def test_interruption(monkeypatch, capsys, tmp_path):
     assert (code, err) == (130, "bayesprune: interrupted\n")
     monkeypatch.setattr(experiment, "run_experiment", lambda *_, **__: interrupted())
     (tmp_path / "c.yaml").write_text(
-        "{model: bayesprune:digits, data: {name: digits}, method: Random, select: {class_path: TopK,"
-        " init_args: {count: 2}}}"
+        "{model: bayesprune:digits, data: {name: digits}, method: Random, "
+        "select: {class_path: TopK, init_args: {count: 2}}}"
     )
     code, _, err = run(capsys, "run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run"))
     assert (code, err) == (130, "bayesprune: interrupted; continue with --resume\n")

@@ -5,8 +5,8 @@
 A network with one hidden layer, 28 of its 40 units switched off, makes the data; every method gets
 the whole network and the data, and ranks the channels. By construction the weights say nothing
 about which channels are on. Reported is the area under the ROC curve of "channel is on", mean ±
-standard error over replications, for little data and for more. Takes a few minutes; without training
-anything, ``--rebuild`` writes the page from docs/results/recovery.json.
+standard error over replications, for little data and for more. Takes a few minutes; without
+training anything, ``--rebuild`` writes the page from docs/results/recovery.json.
 """
 
 from __future__ import annotations

@@ -61,6 +61,28 @@ other half), and its time over that of the dense network.
 |---|---|---|---|---|---|
 """
 
+BUDGETS = """
+## Latency budgets
+
+`Budget(latency_ms=…)` at a share of the dense network's time, batch {batch}: the time of the network
+that was chosen over the limit, as the model predicted it, as it was measured in the selection, and
+anew afterwards, beside the dense network (quartiles over blocks). A budget is met at 1 or below;
+far below, more was removed than had to be.
+`experiments/bench/latency.py` measures.
+
+| network | asked for | predicted | measured | anew | MACs left |
+|---|---|---|---|---|---|
+"""
+LARGE = """
+## Large networks
+
+Seconds, in orders of magnitude, of tracing (`experiments/bench/tracing.py`) and of selection over
+100,000 channels without data (`experiments/bench/selection.py`).
+
+| what | seconds |
+|---|---|
+"""
+
 
 def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
@@ -98,6 +120,23 @@ def main() -> None:
         shares = f"{row['parameters left']:.1%} | {row['MACs left']:.1%}"
         text += f"| {row['network']} | {row['p']} | {row['g']} | {shares} "
         text += f"| {row['sparse over dense']:.2f} |\n"
+    budgets = read("latency")
+    text += BUDGETS.format(batch=budgets["batch"])
+    for network in ("lenet5", "resnet20"):
+        for row in budgets[network]:
+            times = [row[f"{key} / limit"] for key in ("predicted", "measured in selection")]
+            low, high = row["quartiles of that"]
+            text += f"| {network} | {row['asked for']:.0%} | {times[0]:.2f} | {times[1]:.2f} "
+            text += f"| {row['measured anew / limit']:.2f} ({low:.2f} to {high:.2f}) "
+            text += f"| {row['MACs']:.0%} |\n"
+    tracing = {k: v for k, v in read("tracing").items() if isinstance(v, dict)}
+    selection = read("selection")["seconds"].values()
+    rules = {rule: max(times[rule] for times in selection) for rule in next(iter(selection))}
+    text += LARGE
+    for name, found in tracing.items():
+        text += f"| tracing {name}, {found['units']:,} units | {found['seconds']:.0f} |\n"
+    for rule, seconds in rules.items():
+        text += f"| `{rule}` | {seconds:.1g} |\n"
     (RESULTS / "speed.md").write_text(text)
 
 
