@@ -64,9 +64,9 @@ other half), and its time over that of the dense network.
 BUDGETS = """
 ## Latency budgets
 
-`Budget(latency_ms=…)` at a share of the dense network's time, batch {batch}: the time of the network
-that was chosen over the limit, as the model predicted it, as it was measured in the selection, and
-anew afterwards, beside the dense network (quartiles over blocks). A budget is met at 1 or below;
+`Budget(latency_ms=…)` at a share of the dense network's time, batch {batch}: the time of the
+network that was chosen over the limit, as the model predicted it, as it was measured in the
+selection, and anew afterwards, beside the dense network (quartiles over blocks). A budget is met at 1 or below;
 far below, more was removed than had to be.
 `experiments/bench/latency.py` measures.
 
