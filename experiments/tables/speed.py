@@ -66,8 +66,8 @@ BUDGETS = """
 
 `Budget(latency_ms=…)` at a share of the dense network's time, batch {batch}: the time of the
 network that was chosen over the limit, as the model predicted it, as it was measured in the
-selection, and anew afterwards, beside the dense network (quartiles over blocks). A budget is met at 1 or below;
-far below, more was removed than had to be.
+selection, and anew afterwards, beside the dense network (quartiles over blocks). A budget is met at
+1 or below; far below, more was removed than had to be.
 `experiments/bench/latency.py` measures.
 
 | network | asked for | predicted | measured | anew | MACs left |
