@@ -56,7 +56,9 @@ class AnalyticMean(Estimator):
 
     Takes :math:`E_q \log p(D|s) \approx \log p(D|E_q s)`. The gradient is exact only where the log
     likelihood is linear in the gates over the spread of the posterior; at wide posteriors it is
-    biased, and the posterior's spread is then set by the prior alone.
+    biased, and the posterior's spread is then set by the prior alone. Where a gate is not linear in
+    its latent variables (`Horseshoe`, `Radial`, `BayesianGroupLasso`, `LogisticNormal`), the gate
+    at their means is not the mean gate.
 
     References
     ----------

@@ -43,9 +43,9 @@ RANK_DRAWS = 4000
 
 
 def _ratio(mean: Tensor, sd: Tensor) -> Tensor:
-    """Mean over standard deviation, finite also where the latter is 0 to rounding."""
-    limits = torch.finfo(mean.dtype)
-    return mean / (sd + limits.eps * mean.abs()).clamp_min(limits.tiny)
+    """Absolute mean over standard deviation, finite also where the latter is 0 to rounding."""
+    limits, size = torch.finfo(mean.dtype), mean.abs()
+    return size / (sd + limits.eps * size).clamp_min(limits.tiny)
 
 
 def _check_draws(number: int) -> None:
@@ -119,8 +119,11 @@ class SwitchPosterior:
         return self._each(lambda switch: switch.quantile(q))
 
     def keep_probability(self, threshold: float) -> dict[str, Tensor]:
-        """P(gate >= threshold) of each channel, shape ``(C,)``."""
-        return self._each(lambda switch: 1 - switch.probability_below(threshold))
+        """P(|gate| >= threshold) of each channel, shape ``(C,)``; gates may be negative."""
+        size = max(threshold, 0.0)
+        return self._each(
+            lambda switch: 1 - switch.probability_below(size) + switch.probability_below(-size)
+        )
 
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Gates from the posterior, shape ``(num_draws, C)``; the global generator is untouched."""
@@ -140,7 +143,9 @@ class SwitchPosterior:
             return self._each(lambda switch: switch.prior_sample(num_draws))
 
     def rank_probability(self, count: int | Mapping[str, int]) -> dict[str, Tensor]:
-        """P(channel is among the best `count` of its group), shape ``(C,)``, from draws.
+        """P(channel is among the `count` largest of its group), shape ``(C,)``, from draws.
+
+        What counts is the size of a gate, not its sign.
 
         Parameters
         ----------
@@ -180,7 +185,7 @@ class SwitchPosterior:
             k = counts[name]
             # In an order of its own for each draw, so that chance decides between equal gates.
             order = torch.rand(draws.shape, generator=generator).argsort(1)
-            places = draws.gather(1, order).topk(k, dim=1).indices
+            places = draws.abs().gather(1, order).topk(k, dim=1).indices
             best = torch.zeros_like(draws).scatter_(1, order.gather(1, places), 1.0)
             probability[name] = best.mean(0)
         return probability
@@ -196,10 +201,10 @@ class SwitchPosterior:
         ----------
         measure : str
             "importance": the family's own score, for simplex switches the mean share relative to an
-            equal share; "margin": the same minus what the family's own rule asks for; "mean";
-            "snr": mean over standard deviation; "above:T": P(gate >= T); "evidence" or
-            "evidence:BITS": loss of log evidence by removal, see `Switch.evidence`; "draws:N": the
-            importance together with N draws of the gates.
+            equal share; "margin": the same minus what the family's own rule asks for; "mean": its
+            absolute value; "snr": that over the standard deviation; "above:T": P(|gate| >= T);
+            "evidence" or "evidence:BITS": loss of log evidence by removal, see `Switch.evidence`;
+            "draws:N": the importance together with N draws of the gates.
 
         Raises
         ------
@@ -208,13 +213,17 @@ class SwitchPosterior:
         ConfigError
             If the family does not have it.
         """
+        own_scale = any(switch.interval_scale for switch in self.switches.values())
+        interval_scale = False
         number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
         if measure == "importance":
             values = self._each(lambda switch: switch.importance())
+            interval_scale = own_scale
         elif measure == "margin":
             values = self._each(lambda switch: switch.importance() - switch.threshold())
+            interval_scale = True
         elif measure == "mean":
-            values = self.mean
+            values = {name: mean.abs() for name, mean in self.mean.items()}
         elif measure == "snr":
             values = {name: _ratio(mean, self.sd[name]) for name, mean in self.mean.items()}
         elif threshold := re.fullmatch(f"above:({number})", str(measure)):
@@ -222,15 +231,16 @@ class SwitchPosterior:
         elif evidence := re.fullmatch(r"evidence(?::([0-9]+))?", str(measure)):
             bits = int(evidence[1]) if evidence[1] else None
             values = self._each(lambda switch: -switch.evidence(bits))
+            interval_scale = True
         elif draws := re.fullmatch(r"draws:([0-9]+)", str(measure)):
             values = self._each(lambda switch: switch.importance())
-            return ChannelScores(values, measure, self.sample(int(draws[1])))
+            return ChannelScores(values, measure, self.sample(int(draws[1])), own_scale)
         else:
             raise PlanError(
                 "scores: expected 'importance', 'margin', 'mean', 'snr', 'above:T', 'evidence' or "
                 f"'draws:N', got {measure!r}"
             )
-        return ChannelScores(values, measure)
+        return ChannelScores(values, measure, interval_scale=interval_scale)
 
     def summary(self) -> pd.DataFrame:
         """One row per channel: group, original index, mean, sd, 94% interval, importance."""

@@ -25,7 +25,8 @@ from bayesprune.errors import (
     FitError,
     PlanError,
 )
-from bayesprune.switches import Dirichlet, LogisticNormal, Switch
+from bayesprune.selection import FamilyRule, Probability
+from bayesprune.switches import Dirichlet, InformationBottleneck, LogisticNormal, Switch
 
 HISTORY = [
     {"stage": "fit", "epoch": 1, "loss": 2.1, "elbo": -2.1, "nll": 2.0, "kl": 0.1},
@@ -554,3 +555,23 @@ def test_groups_that_a_plan_leaves_out_stay_whole():
 def test_a_relaxed_prior_has_no_density_to_compare():
     posterior = bp.SwitchPosterior({"a": bp.switches.SpikeAndSlab().bind(3)}, history=[])
     assert set(posterior.to_arviz(10)["sample_stats"].data_vars) == {"lp_guide"}
+
+
+def test_the_size_of_a_gate_counts_and_not_its_sign():
+    switch = bound(InformationBottleneck(), 4)
+    with torch.no_grad():
+        switch.loc.copy_(torch.tensor([1.0, -2.0, 0.01, 0.3]))
+        switch.log_scale.copy_(torch.tensor([0.1, 0.1, 0.02, 0.1]).log())
+    posterior = bp.SwitchPosterior({"conv": switch}, [])
+    size = posterior.sample(DRAWS)["conv"].abs()
+    error = 5 * math.sqrt(0.25 / DRAWS)
+    for threshold in (-1.0, 0.0, 0.1, 1.0):
+        keep = posterior.keep_probability(threshold)["conv"]
+        assert ((keep - (size >= threshold).float().mean(0)).abs() < error).all()
+    for measure, expected in (("snr", [10.0, 20, 0.5, 3]), ("mean", [1.0, 2, 0.01, 0.3])):
+        found = posterior.scores(measure).values["conv"]
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=0)
+    assert posterior.rank_probability(2)["conv"].tolist() == [1, 1, 0, 0]
+    for rule in (Probability(0.1), FamilyRule()):
+        scores = posterior.scores(rule.measure)
+        assert rule.select(scores, None) == {"conv": [0, 1, 3]}

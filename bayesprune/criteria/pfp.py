@@ -73,7 +73,7 @@ def _shares(layer: nn.Module, read: Tensor, units: Tensor, size: int) -> list[Te
             continue
         for sign in (weight.clamp_min(0), -weight.clamp_max(0)):
             whole = _without_bias(layer, sign, part)
-            safe = whole.masked_fill(whole <= torch.finfo(whole.dtype).eps, torch.inf)
+            safe = whole.masked_fill(whole <= torch.finfo(whole.dtype).eps * whole.max(), torch.inf)
             for unit, own in enumerate(columns):
                 few = sign.index_select(axis, own), part.index_select(dim, own)
                 share = (_without_bias(layer, *few) / safe).max().cpu()

@@ -176,9 +176,10 @@ def simulation_based_calibration(
     generator = np.random.default_rng(seed)
     for number in shown(range(num_simulations), "calibration", progress):
         truth = {name: gates[number] for name, gates in truths.items()}
-        own_seed = seed * num_simulations + number
-        posterior = fit(simulate(truth, own_seed), own_seed)
-        draws = posterior.sample(num_draws, own_seed)
+        # Seeds of their own: with one for both, the draws would repeat the noise of the data.
+        seeds = [int(s) for s in np.random.SeedSequence([seed, number]).generate_state(3)]
+        posterior = fit(simulate(truth, seeds[0]), seeds[1])
+        draws = posterior.sample(num_draws, seeds[2])
         for name, rank in _ranks(truth, draws, generator).items():
             ranks[name].append(rank)
     return Calibration({name: np.stack(rank) for name, rank in ranks.items()}, num_draws, bins)

@@ -284,8 +284,10 @@ def _score_loss(
     for name, units in order.items():
         values = scores.values[name].double().cpu()
         values = values - values.min().clamp_max(0)  # only differences matter below zero
+        if not values.any():  # a tie below zero is a tie
+            values = values + 1
         left = values[units].flip(0).cumsum(0).flip(0)  # after 0, 1, … removals
         readers = len(groups[name].modules("consumer"))
-        shares = (left / left[0]).nan_to_num(1.0).clamp_min(1e-12)
+        shares = (left / left[0]).clamp_min(1e-12)
         losses[name] = (-readers * shares.log()).tolist()
     return lambda removed: sum(losses[name][count] for name, count in removed.items())

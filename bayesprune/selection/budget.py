@@ -241,6 +241,7 @@ class GlobalRank(CostLimit):
     normalise : {"l2", "none"}
         Whether each group's scores are divided by their Euclidean norm first. Scores that are
         comparable between groups by themselves need none: `Fisher`, `Taylor2019`, `Iterative`.
+        Logarithms and logits, the scores of most switch families, are never divided.
     cost_weight : float
         At least 0: how much score it is worth to save the whole cost. A unit's removal from the
         dense network saves a share of that, which is taken from its score.
@@ -280,5 +281,5 @@ class GlobalRank(CostLimit):
                 units = set(range(len(value)))
                 saved = [1 - price({name: units - {unit}}) / price({}) for unit in units]
                 values[name] = value - self.cost_weight * torch.tensor(saved)
-            scores = ChannelScores(values, scores.measure)
+            scores = replace(scores, values=values)
         return ByRank(scores, context, price)

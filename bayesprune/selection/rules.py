@@ -163,7 +163,9 @@ class Threshold(Rule):
 
 
 class Probability(Rule):
-    """Remove channels whose gate is below `gate` with posterior probability above `probability`.
+    """Remove channels whose gate is smaller than `gate`, with probability above `probability`.
+
+    Smaller in absolute value: some families have gates that may be negative.
 
     Needs a posterior, or scores ``posterior.scores("above:GATE")``.
     """
@@ -202,8 +204,8 @@ class EvidenceStop(Rule):
     Parameters
     ----------
     bits : int, optional
-        None compares with a prior that shuts the gate (BMRS_N); a number p with a uniform prior on
-        gates that do not exceed ``2 ** -p`` (BMRS_U).
+        None compares with a prior that shuts the gate (BMRS_N); a number p with one that is uniform
+        in the logarithm on gates from ``2 ** -23`` to ``2 ** -p`` (BMRS_U).
 
     Raises
     ------

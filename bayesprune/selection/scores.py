@@ -26,6 +26,9 @@ class ChannelScores:
         What was measured.
     draws : dict of str to Tensor, optional
         Posterior draws of the gates, shape ``(D, C)`` per group, where the measure asks for them.
+    interval_scale : bool
+        Whether only differences between scores mean something, since there is no zero to measure
+        from: logarithms and logits, as of most switch families.
 
     Raises
     ------
@@ -36,6 +39,7 @@ class ChannelScores:
     values: dict[str, Tensor]
     measure: str
     draws: dict[str, Tensor] | None = None
+    interval_scale: bool = False
 
     def __post_init__(self) -> None:
         for name, value in self.values.items():
@@ -68,14 +72,22 @@ class ChannelScores:
     def normalised(self, how: Normalisation) -> ChannelScores:
         """Each group's scores divided by their Euclidean norm ("l2"), or as they are ("none").
 
+        Scores on an interval scale stay as they are either way: divided, the lower of two groups
+        could come out as the higher one.
+
         Raises
         ------
         ConfigError
-            If `how` is neither.
+            If `how` is neither, or scores to be divided are negative.
         """
         if how not in get_args(Normalisation):
             raise ConfigError(f"normalise: expected 'l2' or 'none', got {how!r}")
-        if how == "none":
+        if how == "none" or self.interval_scale:
             return self
+        if negative := [name for name, v in self.values.items() if (v < 0).any()]:
+            raise ConfigError(
+                f"normalise: expected scores of at least 0 ({self.measure}), got negative ones for "
+                f"{', '.join(negative)}; give normalise='none'"
+            )
         values = {name: nn.functional.normalize(v, dim=0) for name, v in self.values.items()}
         return ChannelScores(values, self.measure)

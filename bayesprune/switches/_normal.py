@@ -18,6 +18,8 @@ from bayesprune.switches._switch import Switch, within
 class NormalSwitch(Switch):
     """Abstract: multiplicative Gaussian noise, scored by the log of squared mean over variance."""
 
+    interval_scale = True
+
     def __init__(self, init_sd: float = 0.011) -> None:
         super().__init__()
         if not 0 < init_sd < math.inf:

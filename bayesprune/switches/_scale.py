@@ -31,6 +31,8 @@ class ScaleSwitch(Switch):
         Initial standard deviation of every log scale, above 0.
     """
 
+    interval_scale = True
+
     def __init__(self, init_sd: float) -> None:
         super().__init__()
         if not 0 < init_sd < math.inf:

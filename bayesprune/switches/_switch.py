@@ -93,6 +93,9 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
     ----------
     reference : str
         The paper.
+    interval_scale : bool
+        Whether only differences of `importance` mean something, as of logarithms; else it is at
+        least 0.
     size : int
         Number of units C; 0 for a prototype.
     fan_in : float
@@ -100,6 +103,7 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
     """
 
     reference: str
+    interval_scale: bool = False
     size: int = 0
     fan_in: float = 1.0
 
@@ -223,8 +227,8 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
         Parameters
         ----------
         bits : int, optional
-            None for a prior with all mass at the lower end; otherwise a uniform prior on
-            gates that do not exceed ``2 ** -bits``.
+            None for a prior with all mass at the lower end; otherwise a prior that is uniform in
+            the logarithm on gates from ``2 ** -23``, a number's last bit, to ``2 ** -bits``.
 
         Raises
         ------

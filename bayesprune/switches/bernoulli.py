@@ -44,6 +44,7 @@ class Bernoulli(Switch):
     """
 
     reference = "Li and Ji, ECML 2019"
+    interval_scale = True
 
     def __init__(
         self, penalty: float = 0.1, slope: float = 7.0, init_probability: float = 0.9

@@ -24,13 +24,24 @@ from bayesprune.switches._switch import Site, at_least
 
 
 class _Shares(dist.Dirichlet):
-    """Dirichlet shares, also where all concentrations are small."""
+    """Dirichlet shares, also where all concentrations are small.
+
+    Drawn by logarithms: gamma variates could all underflow, and make equal shares.
+    """
 
     def sample(self, sample_shape: _size = Size()) -> Tensor:
-        """Draw by logarithms: gamma variates could all underflow, and make equal shares."""
         with torch.no_grad():
-            shares = LogGamma(self.concentration).sample(sample_shape).softmax(-1)
-            return shares.clamp_min(torch.finfo(shares.dtype).tiny)
+            return self._by_logarithms(sample_shape)
+
+    def rsample(self, sample_shape: _size = Size()) -> Tensor:
+        # From 0.1 on not all underflow, and PyTorch's gradient has the lower variance.
+        if self.concentration.max() >= 0.1:
+            return super().rsample(sample_shape)
+        return self._by_logarithms(sample_shape)
+
+    def _by_logarithms(self, sample_shape: _size) -> Tensor:
+        shares = LogGamma(self.concentration).rsample(sample_shape).softmax(-1)
+        return shares.clamp_min(torch.finfo(shares.dtype).tiny)
 
 
 class _Divergence(torch.autograd.Function):

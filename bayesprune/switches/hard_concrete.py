@@ -47,6 +47,7 @@ class HardConcrete(Switch):
     """
 
     reference = "Louizos et al., ICLR 2018"
+    interval_scale = True
 
     def __init__(
         self, penalty: float = 0.1, temperature: float = 2 / 3, init_probability: float = 0.9

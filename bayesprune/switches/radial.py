@@ -62,8 +62,11 @@ class Radial(ScaleSwitch):
 
     @property
     def dim(self) -> float:
-        """Dimension of the sphere's space; on a line there would be two directions only."""
-        return max(2.0, self.fan_in)
+        """Dimension of the sphere's space; on a line there would be two directions only.
+
+        A whole number, also for units whose producers have filters of several sizes.
+        """
+        return max(2.0, round(self.fan_in))
 
     def initialise(self, keep: float | None) -> None:
         # The inverse Gamma scale has the heavier tail: it brings the radius to 1.

@@ -48,6 +48,7 @@ class SpikeAndSlab(Switch):
     """
 
     reference = "Jantre et al., IEEE TNNLS 2024"
+    interval_scale = True
 
     def __init__(
         self,

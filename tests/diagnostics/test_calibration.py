@@ -120,3 +120,18 @@ def test_refusals(gaussian):
         simulation_based_calibration(
             gaussian.switched(), gaussian.simulate, lambda loader, seed: other, progress=False
         )
+
+
+def test_data_fits_and_draws_have_seeds_of_their_own(toy, monkeypatch):
+    seeds = []
+    posterior = toy.posterior(toy.simulate({"0": torch.ones(toy.channels)}, 0), 1.0)
+    monkeypatch.setattr(posterior, "sample", lambda count, seed: seeds.append(seed) or draws)
+    draws = {"0": torch.rand(99, toy.channels)}
+    simulation_based_calibration(
+        toy.switched(),
+        lambda gates, seed: seeds.append(seed) or [],
+        lambda loader, seed: seeds.append(seed) or posterior,
+        num_simulations=50,
+        progress=False,
+    )
+    assert len(seeds) == len(set(seeds)) == 150

@@ -113,6 +113,6 @@ def test_settings():
             bp.RiskBudget(**options)
     with pytest.raises(ConfigError, match="num_draws must be at least 1, got 0"):
         bp.RiskBudget(1.0, num_draws=0)
-    rule = build(describe(bp.RiskBudget(0.1, 0.9, 50, 0.2)))
+    rule = build(describe(bp.RiskBudget(0.1, 0.9, 50, 0.2)), bp.RiskBudget)
     assert (rule.delta, rule.probability, rule.num_draws, rule.step) == (0.1, 0.9, 50, 0.2)
     assert rule.measure == "draws:50"

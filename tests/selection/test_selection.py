@@ -874,6 +874,23 @@ def test_groups_are_compared_after_normalisation(groups) -> None:
     assert select(scores, GlobalRank(params=0.6, normalise="none"), groups=groups).widths["2"] == 3
 
 
+def test_scores_without_a_zero_are_not_divided(groups) -> None:
+    values = {"0": torch.full((5,), -7.0), "2": torch.full((3,), -1.0)}
+    scores = ChannelScores(values, "log of something", interval_scale=True)
+    assert scores.normalised("l2") is scores
+    assert select(scores, GlobalRank(params=0.6), groups=groups).widths["2"] == 3
+    with pytest.raises(ConfigError, match="got negative ones for 0, 2; give normalise='none'"):
+        select(ChannelScores(values, "mine"), GlobalRank(params=0.6), groups=groups)
+
+
+@pytest.mark.parametrize("level", [-1.0, 0.0, 1.0])
+def test_a_tie_costs_what_it_costs_at_any_level(groups, level) -> None:
+    values = {"0": torch.full((5,), level), "2": torch.tensor([1.0, 2.0, 3.0])}
+    plan = select(ChannelScores(values, ""), Budget(macs=0.6), groups=groups)
+    tied = {"0": torch.ones(5), "2": values["2"]}
+    assert plan.widths == select(ChannelScores(tied, ""), Budget(macs=0.6), groups=groups).widths
+
+
 def test_constant_zero_scores_are_usable(groups) -> None:
     zero = hand_made(_0=[0.0] * 5, _2=[0.0] * 3)
     assert select(zero, GlobalRank(macs=0.5), groups=groups).cost.macs <= 0.5 * 41
@@ -896,7 +913,7 @@ def test_a_unit_pays_for_what_it_costs() -> None:
 
 def test_an_impossible_limit_is_refused(groups, scores) -> None:
     with pytest.raises(BudgetError, match="smallest network"):
-        select(scores, GlobalRank(macs=0.01), groups=groups)
+        select(scores, GlobalRank(macs=0.01, normalise="none"), groups=groups)
 
 
 def test_rounds_of_a_global_ranking_go_down_geometrically(groups) -> None:

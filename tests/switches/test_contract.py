@@ -219,6 +219,7 @@ def test_importance_ranks_and_summaries_leave_the_generator_alone(prototype):
         assert summary.isfinite().all()
         assert not summary.requires_grad
     assert torch.equal(switch.mean(), summaries[0])
+    assert switch.interval_scale or (summaries[-1] >= 0).all()
     if isinstance(switch, SimplexSwitch):
         torch.testing.assert_close(summaries[-1].mean().item(), 1.0)
 

@@ -309,3 +309,36 @@ def test_families_without_evidence_say_so():
 def test_bits_out_of_range(bits):
     with pytest.raises(ConfigError, match="bits"):
         bp.EvidenceStop(bits)
+
+
+@pytest.mark.parametrize("level", [1e-4, 1e-2, 0.05])
+def test_small_shares_are_drawn_with_gradients_as_they_are(level):
+    size = 8
+    switch = Dirichlet(init=level).bind(size)
+    factor = switch.sites()["share"].factor
+    torch.manual_seed(0)
+    shares = factor.rsample((100_000,))
+    square = (level + 1) / (size * level + 1)  # E sum of squared shares
+    found = shares.detach().square().sum(-1)
+    assert (found.mean() - square).abs() < 5 * found.std() / math.sqrt(len(found)) + 1e-5
+
+
+def test_the_gradient_of_small_shares_is_that_of_their_mean():
+    size, level = 8, 0.05
+    weights = torch.arange(float(size))
+    slopes = []
+    for seed in range(400):
+        torch.manual_seed(seed)
+        concentration = torch.full((size,), level, requires_grad=True)
+        shares = type(Dirichlet().bind(size).sites()["share"].factor)(concentration)
+        (shares.rsample((64,)) @ weights).mean().backward()
+        slopes.append(concentration.grad)
+    slopes = torch.stack(slopes)
+    exact = (weights - weights.mean()) / (size * level)
+    assert ((slopes.mean(0) - exact).abs() < 5 * slopes.std(0) / math.sqrt(len(slopes))).all()
+
+
+def test_a_direction_in_a_space_of_a_whole_dimension():
+    switch = Radial().bind(3, fan_in=44.25)  # filters of several sizes behind each other
+    assert switch.dim == 44
+    assert switch.sample(10).isfinite().all()
