@@ -129,7 +129,8 @@ class UnitGroup:
                     newest = slice_.tensor if produces else newest
             elif isinstance(owner, _Norm) and owner.weight is weight and newest is not None:
                 part = parts[newest]
-                if part.gamma is None and torch.equal(part.rows, rows):
+                own = len(weight) == part.weight.shape[part.axis]  # not that of a concatenation
+                if own and part.gamma is None and torch.equal(part.rows, rows):
                     fields = (part.weight, part.axis, part.rows, part.units, part.place)
                     parts[newest] = _Part(*fields, part.produces, weight)
         self.parts = tuple(parts.values())
