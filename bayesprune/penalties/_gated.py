@@ -112,8 +112,8 @@ class Gates(Task):
             moved = weight.movedim(axis, 0)
             moved[rows] = moved[rows] / gates[units].reshape(-1, *(1,) * (moved.ndim - 1))
 
-    def forward(self, x: Any) -> Any:
-        return self.gated(x, self.gates())
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.gated(inputs, self.gates())
 
     def value(self) -> Tensor:
         return self._method.value(self)

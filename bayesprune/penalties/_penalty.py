@@ -67,8 +67,8 @@ class Task(nn.Module, ABC):
         return self._settings
 
     @abstractmethod
-    def forward(self, x: Any) -> Any:
-        """The network's output."""
+    def forward(self, *inputs: Tensor) -> Any:
+        """The network's output on as many inputs as it takes."""
 
     @abstractmethod
     def value(self) -> Tensor:
@@ -129,7 +129,7 @@ class Penalty(ABC):
         groups : ChannelGroups
             From `trace_groups` of the same network.
         loader : DataLoader
-            Batches of inputs and integer labels ``(N,)``.
+            Batches of inputs and integer labels ``(N,)``; several inputs come as a tuple.
         config : TrainConfig
             How to train. Weight decay spares what the penalty shrinks.
         fabric, seed, stage, validation, checkpoint, metrics, progress
@@ -262,8 +262,8 @@ class _UnitTask(Task):
         for name, tensor in self._state.items():
             self.register_buffer(f"state {name}".replace(".", "/"), tensor)
 
-    def forward(self, x: Any) -> Any:
-        return self.network(x)
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.network(*inputs)
 
     def value(self) -> Tensor:
         return self._method.value(self._units, self._state)

@@ -71,8 +71,8 @@ class _WeightTask(Task):
         for name, tensor in self._state.items():
             self.register_buffer(f"state {name}".replace(".", "/"), tensor)
 
-    def forward(self, x: Any) -> Any:
-        return self.network(x)
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.network(*inputs)
 
     def value(self) -> Tensor:
         return self._method.value(self._weights)

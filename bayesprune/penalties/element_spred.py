@@ -63,8 +63,8 @@ class _Factors(Task):
     def _weights(self) -> dict[str, Tensor]:
         return {name: weight * self._second[name] for name, weight in self._first.items()}
 
-    def forward(self, x: Any) -> Any:
-        return functional_call(self.network, self._weights(), (x,))
+    def forward(self, *inputs: Tensor) -> Any:
+        return functional_call(self.network, self._weights(), inputs)
 
     def value(self) -> Tensor:
         factors = [*self._first.values(), *self._second.values()]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune.errors import DataError
+from bayesprune.losses import batch_loss
 from bayesprune.penalties._penalty import State, check_fraction
 from bayesprune.penalties._weights import WeightPenalty
-from bayesprune.training import Loader, Step
+from bayesprune.training import Loader, Step, checked_batch, on_device
 
 
 class SNIP(WeightPenalty):
@@ -29,7 +30,7 @@ class SNIP(WeightPenalty):
     ConfigError
         If `keep` is out of range.
     DataError
-        On use, if the loader is empty.
+        On use, if the loader is empty or its first batch is not (inputs, targets) for the network.
 
     References
     ----------
@@ -50,12 +51,12 @@ class SNIP(WeightPenalty):
             torch.manual_seed(0)
             if isinstance(generator := getattr(loader, "generator", None), torch.Generator):
                 generator.manual_seed(0)
-            batch = next(iter(loader), None)
-            if batch is None:
+            loaded = next(iter(loader), None)
+            if loaded is None:
                 raise DataError("SNIP: the loader is empty")
-            inputs, targets = batch
-            output = network.train()(inputs.to(device))
-            loss = nn.functional.cross_entropy(output, targets.to(device))
+            inputs, targets = on_device(checked_batch(loaded, 0), device)
+            arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+            loss = batch_loss(None, network.train()(*arguments), targets)
             copies = [network.get_parameter(name) for name in weights]
             grads = torch.autograd.grad(loss, copies)
         sizes = [(w * g).abs().detach() for w, g in zip(copies, grads, strict=True)]
