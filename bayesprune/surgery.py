@@ -72,7 +72,7 @@ def remove_channels(
     if groups is None:
         groups = trace_groups(network, example_input)
     else:
-        _check_shapes(groups, network)
+        groups.check(network)
     plan.check(groups)
     small = _smaller(network, groups, plan.kept)
     trouble = _trouble(network, small, groups, plan, example_input)
@@ -89,16 +89,6 @@ def remove_channels(
         f"channels of {', '.join(guilty) or 'some groups'}, for example by ignore=[...] when "
         "tracing: is their number written into the forward function?"
     )
-
-
-def _check_shapes(groups: ChannelGroups, network: nn.Module) -> None:
-    tensors = dict([*network.named_parameters(), *network.named_buffers()])
-    for name, shape in groups.shapes.items():
-        found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
-        if found != shape:
-            raise PlanError(
-                f"{name}: the groups are of another network: expected {shape}, got {found}"
-            )
 
 
 def _smaller(network: nn.Module, groups: ChannelGroups, kept: Kept) -> nn.Module:

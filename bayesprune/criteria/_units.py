@@ -16,8 +16,15 @@ from bayesprune.losses import Loss, example_losses
 from bayesprune.training import Batch, Inputs, checked_batch, on_device, tensors_of
 
 
-def parameters(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters by every name they have, on the CPU in single precision."""
+def parameters(network: nn.Module, groups: ChannelGroups) -> dict[str, Tensor]:
+    """Parameters by every name they have, on the CPU in single precision.
+
+    Raises
+    ------
+    PlanError
+        If the groups do not fit the network.
+    """
+    groups.check(network)
     named = network.named_parameters(remove_duplicate=False)
     return {name: tensor.detach().cpu().float() for name, tensor in named}
 

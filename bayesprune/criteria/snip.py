@@ -42,6 +42,7 @@ class SNIP(Criterion):
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
+        groups.check(network)
         network = copy.deepcopy(network).eval().requires_grad_(True)
         network.zero_grad()
         device, seen = next(network.parameters()).device, 0

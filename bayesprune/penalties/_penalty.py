@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune._describe import describe
-from bayesprune.errors import ConfigError, PlanError
+from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
 from bayesprune.penalties._prox import group_soft_factors
 from bayesprune.penalties._units import Extent, Scale, Units, check_scale
@@ -152,13 +152,7 @@ class Penalty(ABC):
             if getattr(config, name) is not None:
                 raise ConfigError(f"{name}: expected None in sparse training")
         launched = fabric or make_fabric()
-        shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-        for name, shape in groups.shapes.items():
-            if name in groups.parameters and shapes.get(name) != shape:
-                raise PlanError(
-                    f"{name}: the groups were traced with shape {shape}, the network has "
-                    f"{shapes.get(name)}"
-                )
+        groups.check(network)
         task = self.task(launched.to_device(copy.deepcopy(network)), groups, loader)
         _, history = train_network(
             task,

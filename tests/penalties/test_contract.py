@@ -241,7 +241,7 @@ def test_averages_and_teachers_are_refused(network, groups, data, fabric) -> Non
 
 def test_groups_of_another_network_are_refused(groups, data, fabric) -> None:
     other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
-    with pytest.raises(PlanError, match="conv1.weight: the groups were traced with shape"):
+    with pytest.raises(PlanError, match="conv1.weight: the groups are of another network"):
         penalties.GroupLasso().fit(other, groups, DataLoader(data), fabric=fabric)
 
 
