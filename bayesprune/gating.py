@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune._modes import without_fused_attention
+from bayesprune.batches import as_arguments
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.groups import ChannelGroups
 from bayesprune.layers.attention import fit_heads, separate_heads
@@ -174,7 +175,7 @@ class GatedNetwork(nn.Module):
         self._gates.update(gates)
         try:
             with without_fused_attention():  # it does not call the layers, so would pass by gates
-                return self.network(*inputs) if isinstance(inputs, tuple) else self.network(inputs)
+                return self.network(*as_arguments(inputs))
         finally:
             self._gates.clear()
 

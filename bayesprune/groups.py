@@ -29,6 +29,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bayesprune._describe import html_table
 from bayesprune._modes import evaluating, without_fused_attention
+from bayesprune.batches import as_arguments
 from bayesprune.errors import PlanError, TraceError
 from bayesprune.layers.attention import heads_separated
 from bayesprune.layers.select_features import SelectFeatures
@@ -331,7 +332,7 @@ def _positional(example_input: Any) -> tuple[Any, ...]:
             "example_input: expected a batched tensor or a tuple of the network's arguments, got "
             f"{type(example_input).__name__}; if the network takes just that, make it (value,)"
         )
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     tensors = tensors_in(inputs)
     if not tensors or tensors[0].ndim < 1 or not len(tensors[0]):
         found = ", ".join(str(tuple(t.shape)) for t in tensors) or "no tensor"

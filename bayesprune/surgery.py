@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune._modes import evaluating
+from bayesprune.batches import as_arguments
 from bayesprune.errors import PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups, tensors_in, trace_groups
@@ -169,7 +170,7 @@ def _trouble(
     example_input: Tensor | tuple[Any, ...],
 ) -> str | None:
     """What the smaller network does wrong on the example, measured by the masked one, or None."""
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     norms = [m for m in small.modules() if isinstance(m, nn.modules.instancenorm._InstanceNorm)]
     handles = [norm.register_forward_pre_hook(_note_features) for norm in norms]
     try:

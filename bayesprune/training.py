@@ -34,28 +34,23 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data.distributed import DistributedSampler
 
 from bayesprune._memory import memory_of
+from bayesprune.batches import (
+    Batch,
+    Inputs,
+    Loader,
+    as_arguments,
+    checked_batch,
+    on_device,
+    tensors_of,
+)
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
 from bayesprune.errors import BayespruneError, CheckpointError, ConfigError, DataError, FitError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Inputs = Tensor | tuple[Tensor, ...]
-"""What a network is called with: one argument ``(N, …)``, or a tuple of them."""
-
-Batch = tuple[Inputs, Tensor]
-"""Inputs and targets ``(N, …)``."""
-
 Row = dict[str, Any]
 """One epoch: ``stage``, ``epoch`` (from 1), ``loss`` and whatever else was measured."""
-
-
-class Loader(Protocol):
-    """What training needs of a data loader: a length in batches, and iteration over batches."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 # ---------------------------------------------------------------------------------- devices
@@ -440,7 +435,7 @@ def run_epochs(
                 # Kept apart until the epoch ends: cheaper than to add them up.
                 for name, value in values.items():
                     terms.setdefault(name, []).append(value.detach())
-                sizes.append(len(batch[0]))
+                sizes.append(len(batch[1]))
                 display.step(done + 1, epoch, loss)
 
             _check_parameters(module, f"{stage}, epoch {epoch}")
@@ -523,56 +518,6 @@ def _seed_everything(*key: object) -> int:
     np.random.seed(value % 2**32)
     random.seed(value)
     return value
-
-
-def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
-    """The tensors of a batch: all inputs, then the targets."""
-    inputs, targets = batch
-    return (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets)
-
-
-def on_device(batch: Batch, device: torch.device | str) -> Batch:
-    """A batch with all tensors on a device."""
-    *inputs, targets = (tensor.to(device) for tensor in tensors_of(batch))
-    return (tuple(inputs) if isinstance(batch[0], tuple) else inputs[0]), targets
-
-
-def split(batch: Batch, size: int) -> list[Batch]:
-    """A batch in parts of at most `size` examples."""
-    parts = zip(*(tensor.split(size) for tensor in tensors_of(batch)), strict=True)
-    several = isinstance(batch[0], tuple)
-    return [(tuple(inputs) if several else inputs[0], targets) for *inputs, targets in parts]
-
-
-def checked_batch(batch: Any, index: int) -> Batch:
-    """Inputs and targets of a batch; raises DataError if it is not a pair of tensors.
-
-    In place of one input tensor there may be a tuple or list of them, for networks that take
-    several arguments.
-    """
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        inputs: Any = tuple(batch[0]) if isinstance(batch[0], list | tuple) else batch[0]
-        checked: Batch = inputs, batch[1]
-        tensors = tensors_of(checked)
-        if (
-            all(isinstance(tensor, Tensor) and tensor.ndim > 0 for tensor in tensors)
-            and len(tensors) > 1
-            and len({len(tensor) for tensor in tensors}) == 1
-            and len(batch[1]) > 0
-        ):
-            return checked
-
-    def shown(part: Any) -> str:
-        kind = type(part).__name__
-        return f"{kind} of shape {tuple(part.shape)}" if isinstance(part, Tensor) else kind
-
-    got = shown(batch)
-    if isinstance(batch, list | tuple):
-        got += f" ({', '.join(shown(part) for part in batch)})"
-    raise DataError(
-        "loader: expected batches (inputs, targets) of two tensors with the same number of rows, "
-        f"at least 1; got {got} in batch {index}"
-    )
 
 
 def _not_finite(loss: float, batch: Batch, index: int, where: str) -> Exception:
@@ -1207,7 +1152,7 @@ def _heads(network: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def _output(network: nn.Module, inputs: Inputs) -> Any:
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    arguments = as_arguments(inputs)
     try:
         return network(*arguments)
     except (torch.OutOfMemoryError, BayespruneError):
@@ -1221,7 +1166,7 @@ def _output(network: nn.Module, inputs: Inputs) -> Any:
 
 
 def _checked_logits(network: nn.Module, inputs: Inputs, logits: Any) -> Tensor:
-    rows = len(inputs[0] if isinstance(inputs, tuple) else inputs)
+    rows = len(as_arguments(inputs)[0])
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise FitError(

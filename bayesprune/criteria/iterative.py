@@ -8,14 +8,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from bayesprune.batches import Batch, of_each
 from bayesprune.criteria._criterion import Criterion
-from bayesprune.criteria._units import batches, of_each
+from bayesprune.criteria._units import batches
 from bayesprune.criteria.taylor import Taylor2019
 from bayesprune.errors import ConfigError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 from bayesprune.selection import ChannelScores, Normalisation
-from bayesprune.training import Batch
 
 
 class Iterative(Criterion):

@@ -13,13 +13,13 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
+from bayesprune.batches import Loader
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
 from bayesprune.diagnostics._joint import check_posterior, device_of
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.network import SwitchedNetwork
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.switches._switch import seeded
-from bayesprune.training import Loader
 
 Simulate = Callable[[dict[str, Tensor], int], Loader]
 """From true gates by group, shape ``(C,)``, and a seed to a loader of data that they made."""

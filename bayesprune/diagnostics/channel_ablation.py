@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune._modes import evaluating
+from bayesprune.batches import Loader, checked_batch, on_device
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
 from bayesprune.errors import DataError
 from bayesprune.gating import GatedNetwork
@@ -16,7 +17,6 @@ from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss, batch_loss
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.selection import ChannelScores
-from bayesprune.training import Loader, checked_batch, on_device
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bayesprune.batches import Loader
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least
 from bayesprune.errors import PlanError
 from bayesprune.groups import ChannelGroups
@@ -15,7 +16,6 @@ from bayesprune.losses import Loss
 from bayesprune.plan import PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.selection import HeldOut, loss_draws
-from bayesprune.training import Loader
 
 
 @dataclass(frozen=True, repr=False, eq=False)

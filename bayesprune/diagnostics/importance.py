@@ -12,6 +12,7 @@ import torch
 
 from bayesprune._arviz import pareto_smooth
 from bayesprune._modes import evaluating
+from bayesprune.batches import Loader
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
 from bayesprune.diagnostics._joint import (
     check_density,
@@ -23,7 +24,6 @@ from bayesprune.diagnostics._joint import (
 from bayesprune.errors import FitError
 from bayesprune.network import SwitchedNetwork
 from bayesprune.switches._switch import seeded
-from bayesprune.training import Loader
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,12 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bayesprune.batches import Loader
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least
 from bayesprune.errors import ConfigError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.training import Loader, evaluate
+from bayesprune.training import evaluate
 
 
 class SwitchAverage(nn.Module):
@@ -40,10 +41,9 @@ class SwitchAverage(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Log of the mean class probabilities, shape ``(N, classes)``."""
-        given = inputs[0] if len(inputs) == 1 else inputs
         number = len(next(iter(self.gates.values())))
         parts = [
-            self.network(given, {n: drawn[i] for n, drawn in self.gates.items()}).log_softmax(1)
+            self.network(inputs, {n: drawn[i] for n, drawn in self.gates.items()}).log_softmax(1)
             for i in range(number)
         ]
         return torch.stack(parts).logsumexp(0) - torch.tensor(float(number)).log()

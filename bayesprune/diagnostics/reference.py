@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bayesprune._arviz import container, ess, rhat
 from bayesprune._modes import evaluating
+from bayesprune.batches import Loader
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, has_display
 from bayesprune.diagnostics._joint import (
     check_density,
@@ -31,7 +32,6 @@ from bayesprune.errors import ConfigError, FitError, PlanError
 from bayesprune.network import SwitchedNetwork
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.switches._switch import seeded
-from bayesprune.training import Loader
 
 MOST_LATENTS = 500
 """More latent variables than this take NUTS hours in Python."""

@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bayesprune.batches import Loader
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 from bayesprune.penalties._penalty import Penalty, Task
 from bayesprune.penalties._units import Units
-from bayesprune.training import Loader, Step
+from bayesprune.training import Step
 
 
 class GatePenalty(Penalty):

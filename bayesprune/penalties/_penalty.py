@@ -14,20 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune._describe import describe
+from bayesprune.batches import Loader
 from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
 from bayesprune.penalties._prox import group_soft_factors
 from bayesprune.penalties._units import Extent, Scale, Units, check_scale
 from bayesprune.selection import ChannelScores
-from bayesprune.training import (
-    Loader,
-    MetricsWriter,
-    Row,
-    Step,
-    TrainConfig,
-    make_fabric,
-    train_network,
-)
+from bayesprune.training import MetricsWriter, Row, Step, TrainConfig, make_fabric, train_network
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

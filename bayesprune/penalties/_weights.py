@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from bayesprune.batches import Loader
 from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
 from bayesprune.penalties._penalty import Penalty, State, Task, check_number
 from bayesprune.penalties._units import Units
-from bayesprune.training import Loader, Step
+from bayesprune.training import Step
 
 
 class WeightPenalty(Penalty):

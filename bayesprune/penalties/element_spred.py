@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bayesprune.batches import Loader
 from bayesprune.groups import ChannelGroups
 from bayesprune.penalties._penalty import Penalty, Task, check_number, total
 from bayesprune.penalties._weights import multiplied, scored
-from bayesprune.training import Loader, Step
+from bayesprune.training import Step
 
 
 class ElementSpred(Penalty):

@@ -7,11 +7,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from bayesprune.batches import Loader, as_arguments, checked_batch, on_device
 from bayesprune.errors import DataError
 from bayesprune.losses import batch_loss
 from bayesprune.penalties._penalty import State, check_fraction
 from bayesprune.penalties._weights import WeightPenalty
-from bayesprune.training import Loader, Step, checked_batch, on_device
+from bayesprune.training import Step
 
 
 class SNIP(WeightPenalty):
@@ -55,7 +56,7 @@ class SNIP(WeightPenalty):
             if loaded is None:
                 raise DataError("SNIP: the loader is empty")
             inputs, targets = on_device(checked_batch(loaded, 0), device)
-            arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+            arguments = as_arguments(inputs)
             loss = batch_loss(None, network.train()(*arguments), targets)
             copies = [network.get_parameter(name) for name in weights]
             grads = torch.autograd.grad(loss, copies)

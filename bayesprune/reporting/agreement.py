@@ -12,12 +12,11 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from bayesprune.batches import Batch, checked_batch, of_each
 from bayesprune.criteria import Criterion
-from bayesprune.criteria._units import of_each
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.groups import ChannelGroups
 from bayesprune.selection import ChannelScores
-from bayesprune.training import Batch, checked_batch
 
 MEASURES = ("kendall", "spearman")
 
