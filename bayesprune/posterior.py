@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from bayesprune._arviz import container
+from bayesprune._checks import check_integer
 from bayesprune._describe import describe
 from bayesprune._modes import evaluating
 from bayesprune.batches import Loader, checked_batch, on_device
@@ -47,11 +48,6 @@ def _ratio(mean: Tensor, sd: Tensor) -> Tensor:
     """Mean over standard deviation, finite also where the latter is 0 to rounding."""
     limits = torch.finfo(mean.dtype)
     return mean / (sd + limits.eps * mean.abs()).clamp_min(limits.tiny)
-
-
-def _check_draws(number: int) -> None:
-    if not isinstance(number, int) or number < 1:
-        raise PlanError(f"num_draws: expected an integer of at least 1, got {number!r}")
 
 
 def default_rule(switches: Iterable[Switch]) -> Rule:
@@ -135,7 +131,7 @@ class SwitchPosterior:
 
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Gates from the posterior, shape ``(num_draws, C)``; the global generator is untouched."""
-        _check_draws(num_draws)
+        check_integer("num_draws", num_draws, error=PlanError)
         with seeded(seed, CPU):
             return self._each(lambda switch: switch.sample(num_draws))
 
@@ -146,7 +142,7 @@ class SwitchPosterior:
 
     def prior_sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Gates from the prior, shape ``(num_draws, C)``; the global generator is untouched."""
-        _check_draws(num_draws)
+        check_integer("num_draws", num_draws, error=PlanError)
         with seeded(seed, CPU):
             return self._each(lambda switch: switch.prior_sample(num_draws))
 
@@ -333,7 +329,7 @@ class SwitchPosterior:
         The log likelihood takes ``num_draws`` passes over the loader's data, one batch at a time,
         and ``4 * num_draws`` bytes per example.
         """
-        _check_draws(num_draws)
+        check_integer("num_draws", num_draws, error=PlanError)
         if (switched is None) != (loader is None):
             missing = "switched" if switched is None else "loader"
             raise ConfigError(f"to_arviz: switched and loader go together, got no {missing}")

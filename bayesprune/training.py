@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data.distributed import DistributedSampler
 
+from bayesprune._checks import check_choice, check_integer, check_number
 from bayesprune._memory import memory_of
 from bayesprune.batches import (
     Batch,
@@ -110,8 +111,8 @@ def make_fabric(config: FabricConfig | None = None) -> Fabric:
     from lightning_fabric import Fabric  # here, as it takes seconds to import
 
     config = config or FabricConfig()
-    if config.threads is not None and config.threads < 1:
-        raise ConfigError(f"fabric.threads: expected at least 1, got {config.threads}")
+    if config.threads is not None:
+        check_integer("fabric.threads", config.threads)
     try:
         fabric = Fabric(
             accelerator=config.accelerator,
@@ -638,8 +639,8 @@ class Distillation:
     remember: bool = False
 
     def __post_init__(self) -> None:
-        _require_number("distill.weight", self.weight, "a number in [0, 1]", low=0, high=1)
-        _require_number("distill.temperature", self.temperature, "a number above 0", above=0)
+        check_number("distill.weight", self.weight, low=0, high=1)
+        check_number("distill.temperature", self.temperature, above=0)
 
 
 AUXILIARY_WEIGHT = 0.3
@@ -694,42 +695,19 @@ class TrainConfig:
     distill: Distillation | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
-            raise ConfigError(f"epochs: expected an integer of at least 0, got {self.epochs!r}")
-        _require_number("learning_rate", self.learning_rate, "a number above 0", above=0)
-        _require_number("weight_decay", self.weight_decay, "a number of at least 0", low=0)
-        _require_number("warmup", self.warmup, "a number in [0, 1)", low=0, below=1)
-        _require_number(
-            "label_smoothing", self.label_smoothing, "a number in [0, 1)", low=0, below=1
-        )
+        check_integer("epochs", self.epochs, least=0)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("weight_decay", self.weight_decay, low=0)
+        check_number("warmup", self.warmup, low=0, below=1)
+        check_number("label_smoothing", self.label_smoothing, low=0, below=1)
         if self.average is not None:
-            _require_number("average", self.average, "None or a number in [0, 1)", low=0, below=1)
-        _require_choice("optimizer", self.optimizer, OptimizerName)
-        _require_choice("schedule", self.schedule, ScheduleName)
+            check_number("average", self.average, low=0, below=1)
+        check_choice("optimizer", self.optimizer, OptimizerName)
+        check_choice("schedule", self.schedule, ScheduleName)
         if self.schedule == "onecycle" and self.warmup:
             raise ConfigError(f"warmup: expected 0 with schedule onecycle, got {self.warmup}")
         if not isinstance(self.distill, Distillation | None):
             raise ConfigError(f"distill: expected None or a Distillation, got {self.distill!r}")
-
-
-def _require_number(
-    name: str,
-    value: Any,
-    expected: str,
-    *,
-    low: float = -math.inf,
-    above: float = -math.inf,
-    high: float = math.inf,
-    below: float = math.inf,
-) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and low <= value <= high and above < value < below):
-        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
-
-
-def _require_choice(name: str, value: Any, literal: Any) -> None:
-    if value not in get_args(literal):
-        raise ConfigError(f"{name}: expected one of {', '.join(get_args(literal))}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -695,7 +695,7 @@ def test_distillation_in_training(fabric):
     [
         ({"epochs": -1}, "epochs: expected an integer of at least 0, got -1"),
         ({"epochs": 1.5}, "epochs: .*got 1.5"),
-        ({"learning_rate": 0}, "learning_rate: expected a number above 0, got 0"),
+        ({"learning_rate": 0}, "learning_rate: expected a finite number above 0, got 0"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"learning_rate": math.inf}, "learning_rate"),
         ({"learning_rate": "0.1"}, "learning_rate: .*got '0.1'"),
@@ -717,7 +717,7 @@ def test_bad_settings(options, message):
 def test_bad_distillation():
     with pytest.raises(ConfigError, match=r"distill.weight: expected a number in \[0, 1\], got 2"):
         Distillation(weight=2)
-    with pytest.raises(ConfigError, match="distill.temperature: expected a number above 0, got 0"):
+    with pytest.raises(ConfigError, match="distill.temperature: expected a finite number above 0"):
         Distillation(temperature=0)
 
 
@@ -789,7 +789,7 @@ def test_threads_are_set_and_checked(monkeypatch):
     make_fabric(FabricConfig(accelerator="cpu"))
     make_fabric(FabricConfig(accelerator="cpu", threads=1))
     assert asked == [1]
-    with pytest.raises(ConfigError, match=r"fabric\.threads: expected at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"fabric\.threads: expected an integer .* got 0"):
         make_fabric(FabricConfig(threads=0))
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_integer
 from bayesprune.batches import Loader
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least
+from bayesprune.diagnostics._diagnostic import Diagnostic
 from bayesprune.errors import ConfigError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
@@ -116,7 +117,7 @@ def predictive_check(
     DataError, FitError, PlanError
         See `bayesprune.evaluate` and `SwitchedNetwork`.
     """
-    at_least(1, num_draws=num_draws)
+    check_integer("num_draws", num_draws)
     if not posterior.names:
         raise ConfigError("predictive_check: expected a posterior of at least one group, got none")
     mean = {name: gate[None] for name, gate in posterior.mean.items()}

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_choice, check_number
 from bayesprune._describe import describe
 from bayesprune.batches import Loader
 from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
 from bayesprune.penalties._prox import group_soft_factors
-from bayesprune.penalties._units import Extent, Scale, Units, check_scale
+from bayesprune.penalties._units import Extent, Scale, Units
 from bayesprune.selection import ChannelScores
 from bayesprune.training import MetricsWriter, Row, Step, TrainConfig, make_fabric, train_network
 
@@ -325,10 +326,10 @@ class GroupProximalPenalty(ProximalPenalty):
 
     def __init__(self, strength: float, scale: Scale, threshold: float, retrain: float) -> None:
         owner = type(self).__name__
-        check_number(owner, "strength", strength)
-        check_number(owner, "threshold", threshold)
-        check_number(owner, "retrain", retrain, below=1)
-        check_scale(owner, scale)
+        check_number(f"{owner}.strength", strength, low=0)
+        check_number(f"{owner}.threshold", threshold, low=0)
+        check_number(f"{owner}.retrain", retrain, low=0, below=1)
+        check_choice(f"{owner}.scale", scale, Scale)
         self.strength = strength
         self.scale = scale
         self.threshold = threshold
@@ -373,31 +374,8 @@ def total(values: Any) -> Tensor:
     return torch.stack([value.sum() for value in values]).sum()
 
 
-def check_count(owner: str, name: str, value: Any, least: int = 1) -> None:
-    """Raise ConfigError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{owner}.{name}: expected an integer of at least {least}, got {value!r}")
-
-
-def check_fraction(owner: str, name: str, value: Any) -> None:
-    """Raise ConfigError unless `value` is a number in (0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ConfigError(f"{owner}.{name}: expected a number in (0, 1], got {value!r}")
-
-
 def best(norms: Tensor, keep: float) -> Tensor:
     """Ones for the `keep` share (rounded up) of largest norms and zeros, shape ``(C,)``."""
     count = math.ceil(keep * len(norms) - 1e-9)
     chosen = torch.argsort(norms, descending=True, stable=True)[:count]
     return torch.zeros_like(norms).index_fill(0, chosen, 1.0)
-
-
-def check_number(
-    owner: str, name: str, value: Any, *, above: float = -math.inf, below: float = math.inf
-) -> None:
-    """Raise ConfigError unless `value` is a finite number of at least 0, within strict bounds."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 <= value < math.inf and above < value < below):
-        expected = "a finite number of at least 0" if above < 0 else f"a number above {above:g}"
-        expected += f" and below {below:g}" if below < math.inf else ""
-        raise ConfigError(f"{owner}.{name}: expected {expected}, got {value!r}")

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from bayesprune._checks import check_number
 from bayesprune.batches import Loader
 from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
-from bayesprune.penalties._penalty import Penalty, State, Task, check_number
+from bayesprune.penalties._penalty import Penalty, State, Task
 from bayesprune.penalties._units import Units
 from bayesprune.training import Step
 
@@ -123,7 +124,7 @@ def mask_weights(network: nn.Module, multiple: float) -> nn.Module:
     ConfigError
         If the multiple is out of range.
     """
-    check_number("mask_weights", "multiple", multiple)
+    check_number("mask_weights.multiple", multiple, low=0)
     network = copy.deepcopy(network)
     for module in _layers(network).values():
         weight = module.weight.detach()

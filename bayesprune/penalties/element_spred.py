@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bayesprune._checks import check_number
 from bayesprune.batches import Loader
 from bayesprune.groups import ChannelGroups
-from bayesprune.penalties._penalty import Penalty, Task, check_number, total
+from bayesprune.penalties._penalty import Penalty, Task, total
 from bayesprune.penalties._weights import multiplied, scored
 from bayesprune.training import Step
 
@@ -40,7 +41,7 @@ class ElementSpred(Penalty):
     reference = "Ziyin & Wang, ICML 2023"
 
     def __init__(self, strength: float = 1e-5) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         self.strength = strength
 
     def task(self, network: nn.Module, groups: ChannelGroups, loader: Loader) -> Task:

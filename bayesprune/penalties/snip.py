@@ -7,10 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_number
 from bayesprune.batches import Loader, as_arguments, checked_batch, on_device
 from bayesprune.errors import DataError
 from bayesprune.losses import batch_loss
-from bayesprune.penalties._penalty import State, check_fraction
+from bayesprune.penalties._penalty import State
 from bayesprune.penalties._weights import WeightPenalty
 from bayesprune.training import Step
 
@@ -42,7 +43,7 @@ class SNIP(WeightPenalty):
     reference = "Lee et al., ICLR 2019"
 
     def __init__(self, keep: float = 0.1) -> None:
-        check_fraction(type(self).__name__, "keep", keep)
+        check_number(f"{type(self).__name__}.keep", keep, above=0, high=1)
         self.keep = keep
 
     def start(self, network: nn.Module, weights: dict[str, nn.Parameter], loader: Loader) -> State:
