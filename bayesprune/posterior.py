@@ -20,7 +20,7 @@ from torch import Tensor
 from bayesprune._arviz import container
 from bayesprune._checks import check_integer
 from bayesprune._describe import describe
-from bayesprune._modes import evaluating
+from bayesprune._modes import evaluating, seeded
 from bayesprune.batches import Loader, checked_batch, on_device
 from bayesprune.checkpoint import load_state, save_state
 from bayesprune.errors import (
@@ -34,7 +34,6 @@ from bayesprune.errors import (
 from bayesprune.plan import PruningPlan
 from bayesprune.selection import ChannelScores, EvidenceStop, FamilyRule, Rule
 from bayesprune.switches import Switch
-from bayesprune.switches._switch import seeded
 
 if TYPE_CHECKING:
     from bayesprune.network import SwitchedNetwork

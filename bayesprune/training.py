@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from bayesprune._checks import check_choice, check_integer, check_number
 from bayesprune._memory import memory_of
+from bayesprune._modes import in_mode
 from bayesprune.batches import (
     Batch,
     Inputs,
@@ -871,8 +872,8 @@ def train_network(
 
     if teacher is not None:
         launched.to_device(teacher)
-    teaching = nullcontext() if teacher is None else _mode(teacher, training=False)
-    with _mode(network, training=True), teaching:
+    teaching = nullcontext() if teacher is None else in_mode(teacher, training=False)
+    with in_mode(network, training=True), teaching:
         history = run_epochs(
             launched,
             network,
@@ -930,7 +931,7 @@ def evaluate(
         If the network's outputs are not finite logits.
     """
     bins, nll, brier = _Bins(), 0.0, 0.0
-    with _mode(network, training=False), torch.inference_mode():
+    with in_mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
             inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
             logits = _logits(network, inputs)
@@ -975,7 +976,7 @@ def reliability(
         See `evaluate`.
     """
     bins = _Bins()
-    with _mode(network, training=False), torch.inference_mode():
+    with in_mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
             inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
             bins.add(_logits(network, inputs).softmax(dim=1), targets)
@@ -1166,15 +1167,3 @@ def _cross_entropy(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
             f"loader: expected labels from 0 to {logits.shape[1] - 1}, the network's classes, "
             f"got labels from {targets.min()} to {targets.max()}"
         ) from error
-
-
-@contextmanager
-def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a network in train or eval mode; afterwards restore each module's own mode."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

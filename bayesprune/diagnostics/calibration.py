@@ -14,13 +14,13 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from bayesprune._checks import check_integer
+from bayesprune._modes import seeded
 from bayesprune.batches import Loader
 from bayesprune.diagnostics._diagnostic import Diagnostic, shown
 from bayesprune.diagnostics._joint import check_posterior, device_of
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.network import SwitchedNetwork
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.switches._switch import seeded
 
 Simulate = Callable[[dict[str, Tensor], int], Loader]
 """From true gates by group, shape ``(C,)``, and a seed to a loader of data that they made."""

@@ -12,7 +12,7 @@ import torch
 
 from bayesprune._arviz import pareto_smooth
 from bayesprune._checks import check_integer
-from bayesprune._modes import evaluating
+from bayesprune._modes import evaluating, seeded
 from bayesprune.batches import Loader
 from bayesprune.diagnostics._diagnostic import Diagnostic, shown
 from bayesprune.diagnostics._joint import (
@@ -24,7 +24,6 @@ from bayesprune.diagnostics._joint import (
 )
 from bayesprune.errors import FitError
 from bayesprune.network import SwitchedNetwork
-from bayesprune.switches._switch import seeded
 
 
 @dataclass(frozen=True, repr=False)

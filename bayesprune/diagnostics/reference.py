@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bayesprune._arviz import container, ess, rhat
 from bayesprune._checks import check_integer
-from bayesprune._modes import evaluating
+from bayesprune._modes import evaluating, seeded
 from bayesprune.batches import Loader
 from bayesprune.diagnostics._diagnostic import Diagnostic, has_display
 from bayesprune.diagnostics._joint import (
@@ -32,7 +32,6 @@ from bayesprune.diagnostics._joint import (
 from bayesprune.errors import ConfigError, FitError, PlanError
 from bayesprune.network import SwitchedNetwork
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.switches._switch import seeded
 
 MOST_LATENTS = 500
 """More latent variables than this take NUTS hours in Python."""

@@ -162,8 +162,6 @@ class Penalty(ABC):
             progress=progress,
         )
         trained, values = task.result()
-        for module, original in zip(trained.modules(), network.modules(), strict=True):
-            module.training = original.training
         scores = {name: value.detach().cpu() for name, value in values.items()}
         return SparseFit(trained, ChannelScores(scores, type(self).__name__), history)
 

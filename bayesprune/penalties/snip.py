@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune._checks import check_number
+from bayesprune._modes import seeded
 from bayesprune.batches import Loader, as_arguments, checked_batch, on_device
 from bayesprune.errors import DataError
 from bayesprune.losses import batch_loss
@@ -49,8 +50,7 @@ class SNIP(WeightPenalty):
     def start(self, network: nn.Module, weights: dict[str, nn.Parameter], loader: Loader) -> State:
         network = copy.deepcopy(network)  # a pass in train mode changes running statistics
         device = next(iter(weights.values())).device
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
+        with seeded(0, device), torch.enable_grad():
             if isinstance(generator := getattr(loader, "generator", None), torch.Generator):
                 generator.manual_seed(0)
             loaded = next(iter(loader), None)
