@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from bayesprune.batches import Inputs, as_arguments
+
 BYTES = 1 << 30
 """What a memory may take: about 150 bytes an input and its outputs."""
 FEW = 16
@@ -29,15 +31,13 @@ class OutputMemory:
         return len(self._places)
 
     @torch.no_grad()
-    def outputs(
-        self, network: Callable[[Any], Tensor], inputs: Tensor | tuple[Tensor, ...]
-    ) -> Tensor:
+    def outputs(self, network: Callable[[Any], Tensor], inputs: Inputs) -> Tensor:
         """``network(inputs)``, shape ``(N, classes)``, asked for rows that were never seen only.
 
         Several inputs, for a network of as many arguments, come as a tuple. The network has to
         treat rows independently and be the same at every call. A full memory takes in nothing new.
         """
-        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+        tensors = as_arguments(inputs)
         parts = [t.detach().cpu().reshape(len(t), -1).contiguous() for t in tensors]
         rows = torch.cat([part.view(torch.uint8) for part in parts], 1).numpy()
         keys = [hashlib.blake2b(row.tobytes(), digest_size=12).digest() for row in rows]

@@ -1,4 +1,4 @@
-"""Run a network for a look at it, and leave it as it was."""
+"""Modes, random numbers and kinds of attention for a while; then all is as it was."""
 
 from __future__ import annotations
 
@@ -11,17 +11,34 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
+def in_mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Training or evaluation mode; afterwards each module is in its own again."""
+    modes = {module: module.training for module in network.modules()}
+    network.train(training)
+    try:
+        yield
+    finally:
+        for module, own in modes.items():
+            module.training = own
+
+
+@contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; modes and random number generators are restored."""
-    modes = {module: module.training for module in network.modules()}
     devices = {p.device.index for p in network.parameters() if p.is_cuda}
-    network.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with in_mode(network, training=False), torch.no_grad(), torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of `device` from `seed`; outside, its generators are as they were."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:  # torch.manual_seed would change the generators of all others as well
+            torch.cuda.default_generators[gpu.index].manual_seed(seed)
+        yield
 
 
 @contextmanager

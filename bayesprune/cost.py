@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bayesprune._modes import evaluating, without_fused_attention
+from bayesprune.batches import as_arguments
 from bayesprune.groups import ChannelGroups
 
 
@@ -79,7 +80,7 @@ def cost(network: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Cost
     >>> print(bp.cost(network, torch.zeros(1, 4)))
     42 MACs, 51 parameters, 42 weights
     """
-    inputs = _as_tuple(example_input)
+    inputs = as_arguments(example_input)
     counter = FlopCounterMode(display=False)
     with evaluating(network), without_fused_attention(), counter:
         network(*inputs)
@@ -116,7 +117,7 @@ def latency(
     float
         Median time of a call in milliseconds, for the whole batch of `example_input`.
     """
-    inputs = _as_tuple(example_input)
+    inputs = as_arguments(example_input)
     device = inputs[0].device
 
     def wait() -> None:
@@ -134,10 +135,6 @@ def latency(
             wait()
             seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds)
-
-
-def _as_tuple(example_input: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (example_input,) if isinstance(example_input, Tensor) else example_input
 
 
 class Term(NamedTuple):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from bayesprune._modes import evaluating
+from bayesprune.batches import as_arguments
 from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import ConfigError, ExportError
 from bayesprune.groups import tensors_in
@@ -155,7 +156,7 @@ def _portable(
     network: nn.Module, example_input: Tensor | tuple[Any, ...]
 ) -> tuple[nn.Module, tuple[Any, ...]]:
     """A copy on the CPU in evaluation mode, and its inputs: no device ends up in the file."""
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     on_cpu = tuple(x.detach().cpu() if isinstance(x, Tensor) else x for x in inputs)
     return copy.deepcopy(network).cpu().eval(), on_cpu
 

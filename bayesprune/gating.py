@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune._modes import without_fused_attention
+from bayesprune.batches import as_arguments
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.groups import ChannelGroups
 from bayesprune.layers.attention import fit_heads, separate_heads
@@ -110,7 +111,7 @@ class GatedNetwork(nn.Module):
     Raises
     ------
     PlanError
-        If a group does not fit the network.
+        If the groups do not fit the network, or a name is not that of a group.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class GatedNetwork(nn.Module):
         unknown = [name for name in names if name not in groups]
         if unknown:
             raise PlanError(f"unknown groups: {', '.join(unknown)}; known: {', '.join(groups)}")
+        groups.check(network)
         self.sizes = {name: groups[name].size for name in names}
         self._gates: dict[str, Tensor] = {}
         self.network = copy.deepcopy(network)
@@ -132,22 +134,15 @@ class GatedNetwork(nn.Module):
                     readers.setdefault(slice_.module, {})[name] = slice_.units
         modules = dict(self.network.named_modules(remove_duplicate=False))
         for path, units in readers.items():
-            if path not in modules:
-                raise PlanError(f"{path}: the groups name a layer that the network does not have")
-            gated = self._gated(path, modules[path], units)
+            gated = self._gated(modules[path], units)
             for alias, other in modules.items():
                 if other is modules[path]:
                     self.network.set_submodule(alias, gated)
 
-    def _gated(self, path: str, layer: nn.Module, units: Mapping[str, Tensor]) -> Gated:
+    def _gated(self, layer: nn.Module, units: Mapping[str, Tensor]) -> Gated:
         first = next(iter(units.values()))
         weight = layer.weight
         assert isinstance(weight, Tensor)  # consumers are convolutions and linear layers
-        if weight.shape[_input_axis(layer)] != len(first):
-            raise PlanError(
-                f"{path}: the groups were traced with {len(first)} input channels, the network has "
-                f"{weight.shape[_input_axis(layer)]}"
-            )
         rows, offset = [torch.zeros_like(first)], 1
         for name, owned in units.items():
             place = torch.where(owned >= 0, owned + offset, 0)
@@ -180,7 +175,7 @@ class GatedNetwork(nn.Module):
         self._gates.update(gates)
         try:
             with without_fused_attention():  # it does not call the layers, so would pass by gates
-                return self.network(*inputs) if isinstance(inputs, tuple) else self.network(inputs)
+                return self.network(*as_arguments(inputs))
         finally:
             self._gates.clear()
 

@@ -29,7 +29,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bayesprune._describe import html_table
 from bayesprune._modes import evaluating, without_fused_attention
-from bayesprune.errors import TraceError
+from bayesprune.batches import as_arguments
+from bayesprune.errors import PlanError, TraceError
 from bayesprune.layers.attention import heads_separated
 from bayesprune.layers.select_features import SelectFeatures
 
@@ -158,6 +159,17 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def sizes(self) -> dict[str, int]:
         """Number of prunable units of each group."""
         return {name: group.size for name, group in self.groups.items()}
+
+    def check(self, network: nn.Module) -> None:
+        """Raise PlanError unless `network` has every tensor of `shapes`, in that shape."""
+        tensors = dict(network.named_parameters(remove_duplicate=False))
+        tensors |= dict(network.named_buffers(remove_duplicate=False))
+        for name, shape in self.shapes.items():
+            found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
+            if found != shape:
+                raise PlanError(
+                    f"{name}: the groups are of another network: expected {shape}, got {found}"
+                )
 
     @cached_property
     def nested(self) -> list[str]:
@@ -320,7 +332,7 @@ def _positional(example_input: Any) -> tuple[Any, ...]:
             "example_input: expected a batched tensor or a tuple of the network's arguments, got "
             f"{type(example_input).__name__}; if the network takes just that, make it (value,)"
         )
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     tensors = tensors_in(inputs)
     if not tensors or tensors[0].ndim < 1 or not len(tensors[0]):
         found = ", ".join(str(tuple(t.shape)) for t in tensors) or "no tensor"

@@ -14,10 +14,10 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from bayesprune._modes import evaluating
+from bayesprune.batches import as_arguments, checked_batch, on_device
 from bayesprune.errors import DataError, PlanError, TraceError
 from bayesprune.groups import ChannelGroups, tensors_in, trace_groups
 from bayesprune.selection import ChannelScores
-from bayesprune.training import checked_batch, on_device
 
 Layers = dict[str, tuple[str, ...]]
 """Layers that can be removed by name, each with the modules that become the identity."""
@@ -112,7 +112,7 @@ def _trace(
         module.register_forward_hook(partial(note, name), with_kwargs=True)
         for name, module in network.named_modules()
     ]
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     try:
         with evaluating(network):
             network(*inputs)
@@ -177,7 +177,7 @@ def remove_layers(
     for gone in [modules[path] for name in names for path in layers[name]]:
         for alias in [alias for alias, module in modules.items() if module is gone]:
             small.set_submodule(alias, nn.Identity().train(network.training))
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     shapes = []
     for either in (network, small):
         with evaluating(either):
@@ -315,7 +315,7 @@ def _run(
     """The targets of each batch and what the network makes of its inputs."""
     for index, batch in enumerate(loader):
         inputs, targets = on_device(checked_batch(batch, index), device)
-        yield targets, network(*inputs) if isinstance(inputs, tuple) else network(inputs)
+        yield targets, network(*as_arguments(inputs))
 
 
 def _embedding(output: Tensor) -> Tensor:

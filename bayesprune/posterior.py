@@ -17,8 +17,10 @@ from rich.progress import track
 from torch import Tensor
 
 from bayesprune._arviz import container
+from bayesprune._checks import check_integer
 from bayesprune._describe import build, describe
-from bayesprune._modes import evaluating
+from bayesprune._modes import evaluating, seeded
+from bayesprune.batches import Loader, checked_batch, on_device
 from bayesprune.checkpoint import load_state, save_state
 from bayesprune.errors import (
     BayespruneError,
@@ -31,8 +33,6 @@ from bayesprune.errors import (
 from bayesprune.plan import PruningPlan
 from bayesprune.selection import ChannelScores, EvidenceStop, FamilyRule, Rule
 from bayesprune.switches import Switch
-from bayesprune.switches._switch import seeded
-from bayesprune.training import Loader, checked_batch, on_device
 
 if TYPE_CHECKING:
     from bayesprune.network import SwitchedNetwork
@@ -46,11 +46,6 @@ def _ratio(mean: Tensor, sd: Tensor) -> Tensor:
     """Absolute mean over standard deviation, finite also where the latter is 0 to rounding."""
     limits, size = torch.finfo(mean.dtype), mean.abs()
     return size / (sd + limits.eps * size).clamp_min(limits.tiny)
-
-
-def _check_draws(number: int) -> None:
-    if not isinstance(number, int) or number < 1:
-        raise PlanError(f"num_draws: expected an integer of at least 1, got {number!r}")
 
 
 def default_rule(switches: Iterable[Switch]) -> Rule:
@@ -127,7 +122,7 @@ class SwitchPosterior:
 
     def sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Gates from the posterior, shape ``(num_draws, C)``; the global generator is untouched."""
-        _check_draws(num_draws)
+        check_integer("num_draws", num_draws, error=PlanError)
         with seeded(seed, CPU):
             return self._each(lambda switch: switch.sample(num_draws))
 
@@ -138,7 +133,7 @@ class SwitchPosterior:
 
     def prior_sample(self, num_draws: int, seed: int = 0) -> dict[str, Tensor]:
         """Gates from the prior, shape ``(num_draws, C)``; the global generator is untouched."""
-        _check_draws(num_draws)
+        check_integer("num_draws", num_draws, error=PlanError)
         with seeded(seed, CPU):
             return self._each(lambda switch: switch.prior_sample(num_draws))
 
@@ -332,7 +327,7 @@ class SwitchPosterior:
         The log likelihood takes ``num_draws`` passes over the loader's data, one batch at a time,
         and ``4 * num_draws`` bytes per example.
         """
-        _check_draws(num_draws)
+        check_integer("num_draws", num_draws, error=PlanError)
         if (switched is None) != (loader is None):
             missing = "switched" if switched is None else "loader"
             raise ConfigError(f"to_arviz: switched and loader go together, got no {missing}")

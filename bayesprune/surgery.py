@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune._modes import evaluating
+from bayesprune.batches import as_arguments
 from bayesprune.errors import PlanError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups, tensors_in, trace_groups
@@ -72,7 +73,7 @@ def remove_channels(
     if groups is None:
         groups = trace_groups(network, example_input)
     else:
-        _check_shapes(groups, network)
+        groups.check(network)
     plan.check(groups)
     small = _smaller(network, groups, plan.kept)
     trouble = _trouble(network, small, groups, plan, example_input)
@@ -89,16 +90,6 @@ def remove_channels(
         f"channels of {', '.join(guilty) or 'some groups'}, for example by ignore=[...] when "
         "tracing: is their number written into the forward function?"
     )
-
-
-def _check_shapes(groups: ChannelGroups, network: nn.Module) -> None:
-    tensors = dict([*network.named_parameters(), *network.named_buffers()])
-    for name, shape in groups.shapes.items():
-        found = tuple(tensors[name].shape) if name in tensors else "no such tensor"
-        if found != shape:
-            raise PlanError(
-                f"{name}: the groups are of another network: expected {shape}, got {found}"
-            )
 
 
 def _smaller(network: nn.Module, groups: ChannelGroups, kept: Kept) -> nn.Module:
@@ -179,7 +170,7 @@ def _trouble(
     example_input: Tensor | tuple[Any, ...],
 ) -> str | None:
     """What the smaller network does wrong on the example, measured by the masked one, or None."""
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     norms = [m for m in small.modules() if isinstance(m, nn.modules.instancenorm._InstanceNorm)]
     handles = [norm.register_forward_pre_hook(_note_features) for norm in norms]
     try:

@@ -13,22 +13,14 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from bayesprune._describe import describe
+from bayesprune.batches import Batch, Loader, tensors_of
 from bayesprune.errors import BayespruneError, ConfigError, DataError, FitError
 from bayesprune.estimators import Estimator, Values, kind
 from bayesprune.network import SwitchedNetwork, SwitchGuide
 from bayesprune.objectives import CostConstraint, CostPenalty
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.switches import Site
-from bayesprune.training import (
-    Batch,
-    Loader,
-    MetricsWriter,
-    Row,
-    make_fabric,
-    num_steps,
-    run_epochs,
-    tensors_of,
-)
+from bayesprune.training import MetricsWriter, Row, make_fabric, num_steps, run_epochs
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -16,11 +16,11 @@ import random
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -33,29 +33,26 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data.distributed import DistributedSampler
 
+from bayesprune._checks import check_choice, check_integer, check_number
 from bayesprune._memory import memory_of
+from bayesprune._modes import in_mode
+from bayesprune.batches import (
+    Batch,
+    Inputs,
+    Loader,
+    as_arguments,
+    checked_batch,
+    on_device,
+    tensors_of,
+)
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
 from bayesprune.errors import BayespruneError, CheckpointError, ConfigError, DataError, FitError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Inputs = Tensor | tuple[Tensor, ...]
-"""What a network is called with: one argument ``(N, …)``, or a tuple of them."""
-
-Batch = tuple[Inputs, Tensor]
-"""Inputs and targets ``(N, …)``."""
-
 Row = dict[str, Any]
 """One epoch: ``stage``, ``epoch`` (from 1), ``loss`` and whatever else was measured."""
-
-
-class Loader(Protocol):
-    """What training needs of a data loader: a length in batches, and iteration over batches."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Any]: ...
 
 
 # ---------------------------------------------------------------------------------- devices
@@ -115,8 +112,8 @@ def make_fabric(config: FabricConfig | None = None) -> Fabric:
     from lightning_fabric import Fabric  # here, as it takes seconds to import
 
     config = config or FabricConfig()
-    if config.threads is not None and config.threads < 1:
-        raise ConfigError(f"fabric.threads: expected at least 1, got {config.threads}")
+    if config.threads is not None:
+        check_integer("fabric.threads", config.threads)
     try:
         fabric = Fabric(
             accelerator=config.accelerator,
@@ -440,7 +437,7 @@ def run_epochs(
                 # Kept apart until the epoch ends: cheaper than to add them up.
                 for name, value in values.items():
                     terms.setdefault(name, []).append(value.detach())
-                sizes.append(len(batch[0]))
+                sizes.append(len(batch[1]))
                 display.step(done + 1, epoch, loss)
 
             _check_parameters(module, f"{stage}, epoch {epoch}")
@@ -523,56 +520,6 @@ def _seed_everything(*key: object) -> int:
     np.random.seed(value % 2**32)
     random.seed(value)
     return value
-
-
-def tensors_of(batch: Batch) -> tuple[Tensor, ...]:
-    """The tensors of a batch: all inputs, then the targets."""
-    inputs, targets = batch
-    return (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets)
-
-
-def on_device(batch: Batch, device: torch.device | str) -> Batch:
-    """A batch with all tensors on a device."""
-    *inputs, targets = (tensor.to(device) for tensor in tensors_of(batch))
-    return (tuple(inputs) if isinstance(batch[0], tuple) else inputs[0]), targets
-
-
-def split(batch: Batch, size: int) -> list[Batch]:
-    """A batch in parts of at most `size` examples."""
-    parts = zip(*(tensor.split(size) for tensor in tensors_of(batch)), strict=True)
-    several = isinstance(batch[0], tuple)
-    return [(tuple(inputs) if several else inputs[0], targets) for *inputs, targets in parts]
-
-
-def checked_batch(batch: Any, index: int) -> Batch:
-    """Inputs and targets of a batch; raises DataError if it is not a pair of tensors.
-
-    In place of one input tensor there may be a tuple or list of them, for networks that take
-    several arguments.
-    """
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        inputs: Any = tuple(batch[0]) if isinstance(batch[0], list | tuple) else batch[0]
-        checked: Batch = inputs, batch[1]
-        tensors = tensors_of(checked)
-        if (
-            all(isinstance(tensor, Tensor) and tensor.ndim > 0 for tensor in tensors)
-            and len(tensors) > 1
-            and len({len(tensor) for tensor in tensors}) == 1
-            and len(batch[1]) > 0
-        ):
-            return checked
-
-    def shown(part: Any) -> str:
-        kind = type(part).__name__
-        return f"{kind} of shape {tuple(part.shape)}" if isinstance(part, Tensor) else kind
-
-    got = shown(batch)
-    if isinstance(batch, list | tuple):
-        got += f" ({', '.join(shown(part) for part in batch)})"
-    raise DataError(
-        "loader: expected batches (inputs, targets) of two tensors with the same number of rows, "
-        f"at least 1; got {got} in batch {index}"
-    )
 
 
 def _not_finite(loss: float, batch: Batch, index: int, where: str) -> Exception:
@@ -693,8 +640,8 @@ class Distillation:
     remember: bool = False
 
     def __post_init__(self) -> None:
-        _require_number("distill.weight", self.weight, "a number in [0, 1]", low=0, high=1)
-        _require_number("distill.temperature", self.temperature, "a number above 0", above=0)
+        check_number("distill.weight", self.weight, low=0, high=1)
+        check_number("distill.temperature", self.temperature, above=0)
 
 
 AUXILIARY_WEIGHT = 0.3
@@ -749,42 +696,19 @@ class TrainConfig:
     distill: Distillation | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
-            raise ConfigError(f"epochs: expected an integer of at least 0, got {self.epochs!r}")
-        _require_number("learning_rate", self.learning_rate, "a number above 0", above=0)
-        _require_number("weight_decay", self.weight_decay, "a number of at least 0", low=0)
-        _require_number("warmup", self.warmup, "a number in [0, 1)", low=0, below=1)
-        _require_number(
-            "label_smoothing", self.label_smoothing, "a number in [0, 1)", low=0, below=1
-        )
+        check_integer("epochs", self.epochs, least=0)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("weight_decay", self.weight_decay, low=0)
+        check_number("warmup", self.warmup, low=0, below=1)
+        check_number("label_smoothing", self.label_smoothing, low=0, below=1)
         if self.average is not None:
-            _require_number("average", self.average, "None or a number in [0, 1)", low=0, below=1)
-        _require_choice("optimizer", self.optimizer, OptimizerName)
-        _require_choice("schedule", self.schedule, ScheduleName)
+            check_number("average", self.average, low=0, below=1)
+        check_choice("optimizer", self.optimizer, OptimizerName)
+        check_choice("schedule", self.schedule, ScheduleName)
         if self.schedule == "onecycle" and self.warmup:
             raise ConfigError(f"warmup: expected 0 with schedule onecycle, got {self.warmup}")
         if not isinstance(self.distill, Distillation | None):
             raise ConfigError(f"distill: expected None or a Distillation, got {self.distill!r}")
-
-
-def _require_number(
-    name: str,
-    value: Any,
-    expected: str,
-    *,
-    low: float = -math.inf,
-    above: float = -math.inf,
-    high: float = math.inf,
-    below: float = math.inf,
-) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and low <= value <= high and above < value < below):
-        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
-
-
-def _require_choice(name: str, value: Any, literal: Any) -> None:
-    if value not in get_args(literal):
-        raise ConfigError(f"{name}: expected one of {', '.join(get_args(literal))}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -948,8 +872,8 @@ def train_network(
 
     if teacher is not None:
         launched.to_device(teacher)
-    teaching = nullcontext() if teacher is None else _mode(teacher, training=False)
-    with _mode(network, training=True), teaching:
+    teaching = nullcontext() if teacher is None else in_mode(teacher, training=False)
+    with in_mode(network, training=True), teaching:
         history = run_epochs(
             launched,
             network,
@@ -1007,7 +931,7 @@ def evaluate(
         If the network's outputs are not finite logits.
     """
     bins, nll, brier = _Bins(), 0.0, 0.0
-    with _mode(network, training=False), torch.inference_mode():
+    with in_mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
             inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
             logits = _logits(network, inputs)
@@ -1052,7 +976,7 @@ def reliability(
         See `evaluate`.
     """
     bins = _Bins()
-    with _mode(network, training=False), torch.inference_mode():
+    with in_mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
             inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
             bins.add(_logits(network, inputs).softmax(dim=1), targets)
@@ -1207,7 +1131,7 @@ def _heads(network: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def _output(network: nn.Module, inputs: Inputs) -> Any:
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    arguments = as_arguments(inputs)
     try:
         return network(*arguments)
     except (torch.OutOfMemoryError, BayespruneError):
@@ -1221,7 +1145,7 @@ def _output(network: nn.Module, inputs: Inputs) -> Any:
 
 
 def _checked_logits(network: nn.Module, inputs: Inputs, logits: Any) -> Tensor:
-    rows = len(inputs[0] if isinstance(inputs, tuple) else inputs)
+    rows = len(as_arguments(inputs)[0])
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise FitError(
@@ -1243,15 +1167,3 @@ def _cross_entropy(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
             f"loader: expected labels from 0 to {logits.shape[1] - 1}, the network's classes, "
             f"got labels from {targets.min()} to {targets.max()}"
         ) from error
-
-
-@contextmanager
-def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a network in train or eval mode; afterwards restore each module's own mode."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

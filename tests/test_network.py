@@ -341,7 +341,7 @@ def test_unknown_groups(network, groups, switched):
 
 
 def test_groups_of_another_network(groups):
-    with pytest.raises(PlanError, match="conv2"):
+    with pytest.raises(PlanError, match="conv1.weight: the groups are of another network"):
         bp.SwitchedNetwork(DigitsNet((9, 6, 5, 7)), groups, Dirichlet(), num_data=10)
 
 

@@ -97,6 +97,7 @@ def test_summaries_agree_with_draws(posterior):
         (lambda p: p.rank_probability({"fc9": 2}), "unknown groups fc9; groups: conv, block.fc"),
         (lambda p: p.quantile(1.5), r"quantile: expected a level in \(0, 1\), got 1.5"),
         (lambda p: p.sample(0), "num_draws: expected an integer of at least 1, got 0"),
+        (lambda p: p.sample(True), "num_draws: expected an integer of at least 1, got True"),
         (lambda p: p.prior_sample(2.0), "num_draws: expected an integer of at least 1, got 2.0"),
         (lambda p: p.to_arviz(0), "num_draws"),
         (lambda p: p.scores("above:1.2.3"), "'evidence' or 'draws:N', got 'above:1.2.3'"),

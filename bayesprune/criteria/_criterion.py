@@ -31,4 +31,11 @@ class Criterion(ABC):
             From `trace_groups` of the same network.
         loader : iterable
             Batches ``(inputs, targets)``, for criteria that look at data.
+
+        Raises
+        ------
+        PlanError
+            If the groups do not fit the network, see `ChannelGroups.check`.
+        DataError
+            If a criterion that looks at data finds none, or something else.
         """

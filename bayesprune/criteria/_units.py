@@ -9,15 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesprune.batches import Batch, Inputs, checked_batch, joined, of_each, on_device
 from bayesprune.errors import DataError
 from bayesprune.gating import Gated, GatedNetwork
 from bayesprune.groups import ChannelGroup, ChannelGroups, Role, Slice
 from bayesprune.losses import Loss, example_losses
-from bayesprune.training import Batch, Inputs, checked_batch, on_device, tensors_of
 
 
-def parameters(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters by every name they have, on the CPU in single precision."""
+def parameters(network: nn.Module, groups: ChannelGroups) -> dict[str, Tensor]:
+    """Parameters by every name they have, on the CPU in single precision.
+
+    Raises
+    ------
+    PlanError
+        If the groups do not fit the network.
+    """
+    groups.check(network)
     named = network.named_parameters(remove_duplicate=False)
     return {name: tensor.detach().cpu().float() for name, tensor in named}
 
@@ -82,12 +89,6 @@ def split_units(values: Tensor, units: Tensor, size: int) -> Tensor:
     return split
 
 
-def of_each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """A batch with all its tensors changed alike."""
-    *inputs, targets = (change(tensor) for tensor in tensors_of(batch))
-    return (tuple(inputs) if isinstance(batch[0], tuple) else inputs[0]), targets
-
-
 def batches(
     loader: Iterable[Any], device: torch.device, who: str, examples: int | None = None
 ) -> Iterator[Batch]:
@@ -117,17 +118,11 @@ def minibatches(loader: Iterable[Batch], size: int) -> Iterator[Batch]:
     for batch in loader:
         waiting.append(batch)
         while sum(len(targets) for _, targets in waiting) >= size:
-            whole = _joined(waiting)
+            whole = joined(waiting)
             yield of_each(whole, lambda tensor: tensor[:size])
             waiting = [of_each(whole, lambda tensor: tensor[size:])]
     if sum(len(targets) for _, targets in waiting):
-        yield _joined(waiting)
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    columns = zip(*map(tensors_of, parts), strict=True)
-    *inputs, targets = (torch.cat(column) for column in columns)
-    return (tuple(inputs) if isinstance(parts[0][0], tuple) else inputs[0]), targets
+        yield joined(waiting)
 
 
 class GateDerivatives:

@@ -38,7 +38,7 @@ class BatchNormScale(Criterion):
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
-        tensors = parameters(network)
+        tensors = parameters(network, groups)
         values = {}
         for name, group in groups.items():
             total, count = torch.zeros(group.size), torch.zeros(group.size)

@@ -36,7 +36,7 @@ class DataFree(Criterion):
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
-        tensors = parameters(network)
+        tensors = parameters(network, groups)
         values = {}
         for name, group in groups.items():
             made = _made(group, tensors)
@@ -54,11 +54,11 @@ class DataFree(Criterion):
         Raises
         ------
         PlanError
-            If the plan does not fit the groups, or layers read more of one unit than of another, or
-            selected features of it.
+            If the groups do not fit the network or the plan does not fit the groups, or layers read
+            more of one unit than of another, or selected features of it.
         """
         plan.check(groups)
-        merged, tensors = copy.deepcopy(network), parameters(network)
+        merged, tensors = copy.deepcopy(network), parameters(network, groups)
         for name, kept in plan.kept.items():
             group = groups[name]
             gone = sorted(set(range(group.size)) - set(kept))

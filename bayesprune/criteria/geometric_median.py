@@ -30,7 +30,7 @@ class GeometricMedian(Criterion):
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
-        tensors = parameters(network)
+        tensors = parameters(network, groups)
         values = {}
         for name, group in groups.items():
             filters = unit_weights(group, tensors)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_integer
 from bayesprune.criteria._criterion import Criterion
 from bayesprune.criteria._units import read_activations, split_units
-from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups, Slice
 from bayesprune.selection import ChannelScores
 
@@ -40,8 +40,7 @@ class HRank(Criterion):
     reference = "Lin et al., CVPR 2020"
 
     def __init__(self, images: int = 500) -> None:
-        if images < 1:
-            raise ConfigError(f"HRank.images: expected at least 1, got {images}")
+        check_integer("HRank.images", images)
         self.images = images
 
     def scores(

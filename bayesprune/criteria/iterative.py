@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_choice, check_integer, check_number
+from bayesprune.batches import Batch, of_each
 from bayesprune.criteria._criterion import Criterion
-from bayesprune.criteria._units import batches, of_each
+from bayesprune.criteria._units import batches
 from bayesprune.criteria.taylor import Taylor2019
-from bayesprune.errors import ConfigError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 from bayesprune.selection import ChannelScores, Normalisation
-from bayesprune.training import Batch
 
 
 class Iterative(Criterion):
@@ -44,7 +44,7 @@ class Iterative(Criterion):
     Raises
     ------
     ConfigError
-        If a number is out of range.
+        If a value is out of range.
 
     References
     ----------
@@ -62,13 +62,10 @@ class Iterative(Criterion):
         momentum: float = 0.9,
         normalise: Normalisation = "none",
     ) -> None:
-        if units < 1 or examples < 1 or not 0 <= momentum < 1:
-            raise ConfigError(
-                "Iterative: expected units and examples of at least 1 and a momentum in [0, 1), "
-                f"got {units}, {examples} and {momentum}"
-            )
-        if normalise not in get_args(Normalisation):
-            raise ConfigError(f"Iterative.normalise: expected 'l2' or 'none', got {normalise!r}")
+        check_integer("Iterative.units", units)
+        check_integer("Iterative.examples", examples)
+        check_number("Iterative.momentum", momentum, low=0, below=1)
+        check_choice("Iterative.normalise", normalise, Normalisation)
         self.criterion = criterion or Taylor2019()
         self.units = units
         self.examples = examples

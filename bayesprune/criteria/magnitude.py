@@ -52,7 +52,7 @@ class Magnitude(Criterion):
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
-        tensors = parameters(network)
+        tensors = parameters(network, groups)
         values = {
             name: unit_weights(group, tensors).norm(self.order, 1) for name, group in groups.items()
         }

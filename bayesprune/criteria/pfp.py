@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bayesprune._checks import check_integer
 from bayesprune.criteria._criterion import Criterion
 from bayesprune.criteria._units import read_activations
-from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups, Slice
 from bayesprune.selection import ChannelScores
 
@@ -43,8 +43,7 @@ class PFP(Criterion):
     reference = "Liebenwein et al., ICLR 2020"
 
     def __init__(self, examples: int = 128) -> None:
-        if examples < 1:
-            raise ConfigError(f"PFP.examples: expected at least 1, got {examples}")
+        check_integer("PFP.examples", examples)
         self.examples = examples
 
     def scores(

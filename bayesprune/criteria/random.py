@@ -29,6 +29,7 @@ class Random(Criterion):
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
+        groups.check(network)
         generator = torch.Generator().manual_seed(self.seed)
         values = {n: torch.rand(size, generator=generator) for n, size in groups.sizes.items()}
         return ChannelScores(values, "random")

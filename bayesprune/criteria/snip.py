@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bayesprune.batches import as_arguments
 from bayesprune.criteria._criterion import Criterion
 from bayesprune.criteria._units import batches, unit_weights
 from bayesprune.groups import ChannelGroups
@@ -42,11 +43,12 @@ class SNIP(Criterion):
     def scores(
         self, network: nn.Module, groups: ChannelGroups, loader: Iterable[Any]
     ) -> ChannelScores:
+        groups.check(network)
         network = copy.deepcopy(network).eval().requires_grad_(True)
         network.zero_grad()
         device, seen = next(network.parameters()).device, 0
         for inputs, targets in batches(loader, device, "SNIP"):
-            arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+            arguments = as_arguments(inputs)
             with torch.enable_grad():
                 example_losses(self.loss, network(*arguments), targets).sum().backward()
             seen += len(targets)

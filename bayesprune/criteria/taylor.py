@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from bayesprune._checks import check_integer
 from bayesprune.criteria._criterion import Criterion
 from bayesprune.criteria._units import GateDerivatives, batches, minibatches
-from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss
 from bayesprune.selection import ChannelScores
@@ -85,8 +85,7 @@ class Taylor2019(Criterion):
     reference = "Molchanov et al., CVPR 2019"
 
     def __init__(self, minibatch: int = 64, loss: Loss | None = None) -> None:
-        if minibatch < 1:
-            raise ConfigError(f"Taylor2019.minibatch: expected at least 1, got {minibatch}")
+        check_integer("Taylor2019.minibatch", minibatch)
         self.minibatch = minibatch
         self.loss = loss
 

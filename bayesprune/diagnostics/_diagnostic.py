@@ -11,8 +11,6 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from bayesprune.errors import ConfigError
-
 
 class Diagnostic(ABC):
     """Abstract: the numbers of a check, as attributes and as a table, with a verdict."""
@@ -34,13 +32,6 @@ class Diagnostic(ABC):
         return f"{type(self).__name__}: {self.verdict}"
 
     __repr__ = __str__
-
-
-def at_least(least: int, **numbers: int) -> None:
-    """Raise ConfigError unless all numbers are integers of at least `least`."""
-    for name, number in numbers.items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < least:
-            raise ConfigError(f"{name}: expected an integer of at least {least}, got {number!r}")
 
 
 def has_display() -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesprune.batches import Batch, checked_batch, on_device
 from bayesprune.errors import ConfigError, DataError
 from bayesprune.network import SwitchedNetwork
-from bayesprune.training import Batch, checked_batch, on_device
 
 Latents = Mapping[str, Mapping[str, Tensor]]
 """Values of the sites of each group's switch; leading dimensions are draws."""

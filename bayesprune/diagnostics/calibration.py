@@ -13,13 +13,14 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
+from bayesprune._checks import check_integer
+from bayesprune._modes import seeded
+from bayesprune.batches import Loader
+from bayesprune.diagnostics._diagnostic import Diagnostic, shown
 from bayesprune.diagnostics._joint import check_posterior, device_of
 from bayesprune.errors import ConfigError, PlanError
 from bayesprune.network import SwitchedNetwork
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.switches._switch import seeded
-from bayesprune.training import Loader
 
 Simulate = Callable[[dict[str, Tensor], int], Loader]
 """From true gates by group, shape ``(C,)``, and a seed to a loader of data that they made."""
@@ -158,9 +159,9 @@ def simulation_based_calibration(
     Talts, Betancourt, Simpson, Vehtari and Gelman, "Validating Bayesian inference algorithms with
     simulation-based calibration", 2018; Yao et al., ICML 2018, section 3.
     """
-    at_least(2, bins=bins)
-    at_least(1, num_draws=num_draws)
-    at_least(5 * bins, num_simulations=num_simulations)
+    check_integer("bins", bins, least=2)
+    check_integer("num_draws", num_draws)
+    check_integer("num_simulations", num_simulations, least=5 * bins)
     if (num_draws + 1) % bins:
         raise ConfigError(
             f"bins: expected a divisor of num_draws + 1 = {num_draws + 1}, got {bins}"

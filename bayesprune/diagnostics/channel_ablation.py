@@ -8,15 +8,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_integer
 from bayesprune._modes import evaluating
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
+from bayesprune.batches import Loader, checked_batch, on_device
+from bayesprune.diagnostics._diagnostic import Diagnostic, shown
 from bayesprune.errors import DataError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss, batch_loss
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.selection import ChannelScores
-from bayesprune.training import Loader, checked_batch, on_device
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -118,7 +119,7 @@ def ablation(
     PlanError
         If the posterior does not fit the groups.
     """
-    at_least(1, num_draws=num_draws)
+    check_integer("num_draws", num_draws)
     device = next(network.parameters()).device
     gated = GatedNetwork(network, groups, posterior.names)
     gates = {name: drawn.to(device) for name, drawn in posterior.sample(num_draws, seed).items()}

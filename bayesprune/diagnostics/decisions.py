@@ -8,14 +8,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least
+from bayesprune._checks import check_integer
+from bayesprune.batches import Loader
+from bayesprune.diagnostics._diagnostic import Diagnostic
 from bayesprune.errors import PlanError
 from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss
 from bayesprune.plan import PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.selection import HeldOut, loss_draws
-from bayesprune.training import Loader
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -126,7 +127,8 @@ def plan_risk(
     DataError
         If the held-out data is empty or gives a loss that is not finite or cannot be computed.
     """
-    at_least(1, num_draws=num_draws, examples=examples)
+    check_integer("num_draws", num_draws)
+    check_integer("examples", examples)
     plan.check(groups)
     draws = posterior.sample(num_draws, seed)
     sizes = {name: gates.shape[1] for name, gates in draws.items()}

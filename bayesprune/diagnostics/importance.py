@@ -11,8 +11,10 @@ import pandas as pd
 import torch
 
 from bayesprune._arviz import pareto_smooth
-from bayesprune._modes import evaluating
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
+from bayesprune._checks import check_integer
+from bayesprune._modes import evaluating, seeded
+from bayesprune.batches import Loader
+from bayesprune.diagnostics._diagnostic import Diagnostic, shown
 from bayesprune.diagnostics._joint import (
     check_density,
     device_of,
@@ -22,8 +24,6 @@ from bayesprune.diagnostics._joint import (
 )
 from bayesprune.errors import FitError
 from bayesprune.network import SwitchedNetwork
-from bayesprune.switches._switch import seeded
-from bayesprune.training import Loader
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,7 +134,7 @@ def pareto_k(
     Vehtari, Simpson and Gelman, "Yes, but did it work?: Evaluating variational inference", ICML
     2018.
     """
-    at_least(100, num_draws=num_draws)
+    check_integer("num_draws", num_draws, least=100)
     check_density(switched, "pareto_k")
     device = device_of(switched)
     values: dict[str, Any] = {}

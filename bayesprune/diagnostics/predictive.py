@@ -9,12 +9,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least
+from bayesprune._checks import check_integer
+from bayesprune.batches import Loader
+from bayesprune.diagnostics._diagnostic import Diagnostic
 from bayesprune.errors import ConfigError
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.training import Loader, evaluate
+from bayesprune.training import evaluate
 
 
 class SwitchAverage(nn.Module):
@@ -40,10 +42,9 @@ class SwitchAverage(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Log of the mean class probabilities, shape ``(N, classes)``."""
-        given = inputs[0] if len(inputs) == 1 else inputs
         number = len(next(iter(self.gates.values())))
         parts = [
-            self.network(given, {n: drawn[i] for n, drawn in self.gates.items()}).log_softmax(1)
+            self.network(inputs, {n: drawn[i] for n, drawn in self.gates.items()}).log_softmax(1)
             for i in range(number)
         ]
         return torch.stack(parts).logsumexp(0) - torch.tensor(float(number)).log()
@@ -116,7 +117,7 @@ def predictive_check(
     DataError, FitError, PlanError
         See `bayesprune.evaluate` and `SwitchedNetwork`.
     """
-    at_least(1, num_draws=num_draws)
+    check_integer("num_draws", num_draws)
     if not posterior.names:
         raise ConfigError("predictive_check: expected a posterior of at least one group, got none")
     mean = {name: gate[None] for name, gate in posterior.mean.items()}

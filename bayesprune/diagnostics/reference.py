@@ -18,8 +18,10 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from bayesprune._arviz import container, ess, rhat
-from bayesprune._modes import evaluating
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, has_display
+from bayesprune._checks import check_integer
+from bayesprune._modes import evaluating, seeded
+from bayesprune.batches import Loader
+from bayesprune.diagnostics._diagnostic import Diagnostic, has_display
 from bayesprune.diagnostics._joint import (
     check_density,
     device_of,
@@ -30,8 +32,6 @@ from bayesprune.diagnostics._joint import (
 from bayesprune.errors import ConfigError, FitError, PlanError
 from bayesprune.network import SwitchedNetwork
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.switches._switch import seeded
-from bayesprune.training import Loader
 
 MOST_LATENTS = 500
 """More latent variables than this take NUTS hours in Python."""
@@ -269,8 +269,9 @@ def nuts(
     Bürkner, "Rank-normalization, folding, and localization: an improved R-hat", Bayesian Analysis
     2021.
     """
-    at_least(1, warmup=warmup, chains=chains)
-    at_least(4, num_draws=num_draws)
+    check_integer("warmup", warmup)
+    check_integer("chains", chains)
+    check_integer("num_draws", num_draws, least=4)
     check_density(switched, "nuts")
     guide = switched.guide
     latents = 0

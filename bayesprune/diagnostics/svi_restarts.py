@@ -13,7 +13,8 @@ import torch
 from scipy.stats import spearmanr
 
 from bayesprune._arviz import rhat
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
+from bayesprune._checks import check_integer
+from bayesprune.diagnostics._diagnostic import Diagnostic, shown
 from bayesprune.errors import PlanError
 from bayesprune.posterior import SwitchPosterior
 
@@ -129,8 +130,8 @@ def restarts(
     Vehtari, Gelman, Simpson, Carpenter and Bürkner, "Rank-normalization, folding, and localization:
     an improved R-hat", Bayesian Analysis 2021.
     """
-    at_least(2, count=count)
-    at_least(4, num_draws=num_draws)
+    check_integer("count", count, least=2)
+    check_integer("num_draws", num_draws, least=4)
     posteriors = []
     for number in shown(range(count), "restarts", progress):
         posteriors.append(fit(seed + number))

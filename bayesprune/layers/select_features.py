@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bayesprune.errors import ConfigError
+from bayesprune._checks import check_integer
 
 
 class SelectFeatures(nn.Module):
@@ -39,10 +39,7 @@ class SelectFeatures(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        if isinstance(features, bool) or not isinstance(features, int) or features < 1:
-            raise ConfigError(
-                f"SelectFeatures.features: expected an integer of at least 1, got {features!r}"
-            )
+        check_integer("SelectFeatures.features", features)
         self.register_buffer("index", torch.arange(features))
         self.register_buffer("inputs", torch.arange(features), persistent=False)
 

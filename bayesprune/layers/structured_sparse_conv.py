@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayesprune._checks import check_integer, check_number
 from bayesprune.errors import ConfigError
 
 
@@ -82,10 +83,7 @@ class StructuredSparseConv2d(nn.Module):
         super().__init__()
         numbers = {"in_channels": in_channels, "out_channels": out_channels, "p": p, "g": g}
         for name, value in (numbers | {"kernel_size": kernel_size}).items():
-            if value < 1:
-                raise ConfigError(
-                    f"StructuredSparseConv2d.{name}: expected at least 1, got {value}"
-                )
+            check_integer(f"StructuredSparseConv2d.{name}", value)
         if kernel_size % 2 == 0:
             raise ConfigError(
                 f"StructuredSparseConv2d.kernel_size: expected an odd number, got {kernel_size}"
@@ -332,8 +330,7 @@ def sparse_patterns(
     ConfigError
         If the fraction is out of range or no p and g come close enough.
     """
-    if not 0 < fraction < 1:
-        raise ConfigError(f"fraction: expected a number in (0, 1), got {fraction!r}")
+    check_number("fraction", fraction, above=0, below=1)
     total = sum(parameter.numel() for parameter in network.parameters())
     layers = [layer for _, layer in _replaceable(network)]
     rest = total - sum(layer.weight.numel() for layer in layers)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bayesprune._modes import evaluating
+from bayesprune.batches import as_arguments
 from bayesprune.groups import tensors_in
 
 _BYTES = 4  # of a number in single precision
@@ -47,7 +48,7 @@ def footprint(network: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Fo
     Footprint
         Layers are modules that hold no other module, operations between them are not counted.
     """
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     sizes: list[int] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:

@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bayesprune.batches import Loader
 from bayesprune.gating import GatedNetwork
 from bayesprune.groups import ChannelGroups
 from bayesprune.penalties._penalty import Penalty, Task
 from bayesprune.penalties._units import Units
-from bayesprune.training import Loader, Step
+from bayesprune.training import Step
 
 
 class GatePenalty(Penalty):
@@ -112,8 +113,8 @@ class Gates(Task):
             moved = weight.movedim(axis, 0)
             moved[rows] = moved[rows] / gates[units].reshape(-1, *(1,) * (moved.ndim - 1))
 
-    def forward(self, x: Any) -> Any:
-        return self.gated(x, self.gates())
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.gated(inputs, self.gates())
 
     def value(self) -> Tensor:
         return self._method.value(self)

@@ -11,10 +11,11 @@ import pandas as pd
 from torch import nn
 
 from bayesprune._describe import init_args
+from bayesprune.batches import Loader
 from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
 from bayesprune.penalties._penalty import Penalty
-from bayesprune.training import Loader, TrainConfig, evaluate
+from bayesprune.training import TrainConfig, evaluate
 
 
 def regularisation_path(

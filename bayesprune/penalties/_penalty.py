@@ -13,21 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_choice, check_number
 from bayesprune._describe import describe
-from bayesprune.errors import ConfigError, PlanError
+from bayesprune.batches import Loader
+from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
 from bayesprune.penalties._prox import group_soft_factors
-from bayesprune.penalties._units import Extent, Scale, Units, check_scale
+from bayesprune.penalties._units import Extent, Scale, Units
 from bayesprune.selection import ChannelScores
-from bayesprune.training import (
-    Loader,
-    MetricsWriter,
-    Row,
-    Step,
-    TrainConfig,
-    make_fabric,
-    train_network,
-)
+from bayesprune.training import MetricsWriter, Row, Step, TrainConfig, make_fabric, train_network
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -67,8 +61,8 @@ class Task(nn.Module, ABC):
         return self._settings
 
     @abstractmethod
-    def forward(self, x: Any) -> Any:
-        """The network's output."""
+    def forward(self, *inputs: Tensor) -> Any:
+        """The network's output on as many inputs as it takes."""
 
     @abstractmethod
     def value(self) -> Tensor:
@@ -129,7 +123,7 @@ class Penalty(ABC):
         groups : ChannelGroups
             From `trace_groups` of the same network.
         loader : DataLoader
-            Batches of inputs and integer labels ``(N,)``.
+            Batches of inputs and integer labels ``(N,)``; several inputs come as a tuple.
         config : TrainConfig
             How to train. Weight decay spares what the penalty shrinks.
         fabric, seed, stage, validation, checkpoint, metrics, progress
@@ -152,13 +146,7 @@ class Penalty(ABC):
             if getattr(config, name) is not None:
                 raise ConfigError(f"{name}: expected None in sparse training")
         launched = fabric or make_fabric()
-        shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-        for name, shape in groups.shapes.items():
-            if name in groups.parameters and shapes.get(name) != shape:
-                raise PlanError(
-                    f"{name}: the groups were traced with shape {shape}, the network has "
-                    f"{shapes.get(name)}"
-                )
+        groups.check(network)
         task = self.task(launched.to_device(copy.deepcopy(network)), groups, loader)
         _, history = train_network(
             task,
@@ -174,8 +162,6 @@ class Penalty(ABC):
             progress=progress,
         )
         trained, values = task.result()
-        for module, original in zip(trained.modules(), network.modules(), strict=True):
-            module.training = original.training
         scores = {name: value.detach().cpu() for name, value in values.items()}
         return SparseFit(trained, ChannelScores(scores, type(self).__name__), history)
 
@@ -262,8 +248,8 @@ class _UnitTask(Task):
         for name, tensor in self._state.items():
             self.register_buffer(f"state {name}".replace(".", "/"), tensor)
 
-    def forward(self, x: Any) -> Any:
-        return self.network(x)
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.network(*inputs)
 
     def value(self) -> Tensor:
         return self._method.value(self._units, self._state)
@@ -338,10 +324,10 @@ class GroupProximalPenalty(ProximalPenalty):
 
     def __init__(self, strength: float, scale: Scale, threshold: float, retrain: float) -> None:
         owner = type(self).__name__
-        check_number(owner, "strength", strength)
-        check_number(owner, "threshold", threshold)
-        check_number(owner, "retrain", retrain, below=1)
-        check_scale(owner, scale)
+        check_number(f"{owner}.strength", strength, low=0)
+        check_number(f"{owner}.threshold", threshold, low=0)
+        check_number(f"{owner}.retrain", retrain, low=0, below=1)
+        check_choice(f"{owner}.scale", scale, Scale)
         self.strength = strength
         self.scale = scale
         self.threshold = threshold
@@ -386,31 +372,8 @@ def total(values: Any) -> Tensor:
     return torch.stack([value.sum() for value in values]).sum()
 
 
-def check_count(owner: str, name: str, value: Any, least: int = 1) -> None:
-    """Raise ConfigError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{owner}.{name}: expected an integer of at least {least}, got {value!r}")
-
-
-def check_fraction(owner: str, name: str, value: Any) -> None:
-    """Raise ConfigError unless `value` is a number in (0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise ConfigError(f"{owner}.{name}: expected a number in (0, 1], got {value!r}")
-
-
 def best(norms: Tensor, keep: float) -> Tensor:
     """Ones for the `keep` share (rounded up) of largest norms and zeros, shape ``(C,)``."""
     count = math.ceil(keep * len(norms) - 1e-9)
     chosen = torch.argsort(norms, descending=True, stable=True)[:count]
     return torch.zeros_like(norms).index_fill(0, chosen, 1.0)
-
-
-def check_number(
-    owner: str, name: str, value: Any, *, above: float = -math.inf, below: float = math.inf
-) -> None:
-    """Raise ConfigError unless `value` is a finite number of at least 0, within strict bounds."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and 0 <= value < math.inf and above < value < below):
-        expected = "a finite number of at least 0" if above < 0 else f"a number above {above:g}"
-        expected += f" and below {below:g}" if below < math.inf else ""
-        raise ConfigError(f"{owner}.{name}: expected {expected}, got {value!r}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroup, ChannelGroups, Slice
 from bayesprune.penalties._prox import safe_root
 
@@ -129,7 +128,8 @@ class UnitGroup:
                     newest = slice_.tensor if produces else newest
             elif isinstance(owner, _Norm) and owner.weight is weight and newest is not None:
                 part = parts[newest]
-                if part.gamma is None and torch.equal(part.rows, rows):
+                own = len(weight) == part.weight.shape[part.axis]  # not that of a concatenation
+                if own and part.gamma is None and torch.equal(part.rows, rows):
                     fields = (part.weight, part.axis, part.rows, part.units, part.place)
                     parts[newest] = _Part(*fields, part.produces, weight)
         self.parts = tuple(parts.values())
@@ -281,14 +281,6 @@ class Units(Mapping[str, UnitGroup]):
         parts = [part for group in self.values() for part in group.parts]
         made_of = [p for part in parts for p in (part.weight, part.gamma) if p is not None]
         return list(dict.fromkeys(made_of))
-
-
-def check_scale(owner: str, scale: str) -> None:
-    """Raise ConfigError unless `scale` is known."""
-    if scale not in get_args(Scale):
-        raise ConfigError(
-            f"{owner}.scale: expected one of {', '.join(get_args(Scale))}, got {scale!r}"
-        )
 
 
 def _multipliers(

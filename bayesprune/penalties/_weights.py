@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from bayesprune._checks import check_number
+from bayesprune.batches import Loader
 from bayesprune.errors import ConfigError
 from bayesprune.groups import ChannelGroups
-from bayesprune.penalties._penalty import Penalty, State, Task, check_number
+from bayesprune.penalties._penalty import Penalty, State, Task
 from bayesprune.penalties._units import Units
-from bayesprune.training import Loader, Step
+from bayesprune.training import Step
 
 
 class WeightPenalty(Penalty):
@@ -71,8 +73,8 @@ class _WeightTask(Task):
         for name, tensor in self._state.items():
             self.register_buffer(f"state {name}".replace(".", "/"), tensor)
 
-    def forward(self, x: Any) -> Any:
-        return self.network(x)
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.network(*inputs)
 
     def value(self) -> Tensor:
         return self._method.value(self._weights)
@@ -122,7 +124,7 @@ def mask_weights(network: nn.Module, multiple: float) -> nn.Module:
     ConfigError
         If the multiple is out of range.
     """
-    check_number("mask_weights", "multiple", multiple)
+    check_number("mask_weights.multiple", multiple, low=0)
     network = copy.deepcopy(network)
     for module in _layers(network).values():
         weight = module.weight.detach()

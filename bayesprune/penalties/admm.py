@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import (
-    State,
-    UnitPenalty,
-    best,
-    check_fraction,
-    check_number,
-    total,
-)
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import State, UnitPenalty, best, total
 from bayesprune.penalties._units import Units
 from bayesprune.training import Step
 
@@ -51,10 +45,10 @@ class ADMM(UnitPenalty):
         self, keep: float = 0.5, low: float = 1e-4, high: float = 1e-2, retrain: float = 0.3
     ) -> None:
         owner = type(self).__name__
-        check_fraction(owner, "keep", keep)
-        check_number(owner, "low", low, above=0)
-        check_number(owner, "high", high, above=0)
-        check_number(owner, "retrain", retrain, below=1)
+        check_number(f"{owner}.keep", keep, above=0, high=1)
+        check_number(f"{owner}.low", low, above=0)
+        check_number(f"{owner}.high", high, above=0)
+        check_number(f"{owner}.retrain", retrain, low=0, below=1)
         self.keep = keep
         self.low = low
         self.high = high

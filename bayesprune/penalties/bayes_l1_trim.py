@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import (
-    ProximalPenalty,
-    State,
-    best,
-    check_fraction,
-    check_number,
-    total,
-)
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import ProximalPenalty, State, best, total
 from bayesprune.penalties._prox import group_soft_factors
 from bayesprune.penalties._units import Units
 
@@ -43,8 +37,8 @@ class BayesL1Trim(ProximalPenalty):
     reference = "Yun et al., ICML 2019"
 
     def __init__(self, strength: float = 1e-2, keep: float = 0.5) -> None:
-        check_number(type(self).__name__, "strength", strength)
-        check_fraction(type(self).__name__, "keep", keep)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
+        check_number(f"{type(self).__name__}.keep", keep, above=0, high=1)
         self.strength = strength
         self.keep = keep
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import GroupProximalPenalty, State, check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import GroupProximalPenalty, State, total
 from bayesprune.penalties._units import Scale, Units
 
 
@@ -44,7 +45,7 @@ class ElasticGroupLasso(GroupProximalPenalty):
         retrain: float = 0.0,
     ) -> None:
         super().__init__(strength, scale, threshold, retrain)
-        check_number(type(self).__name__, "ridge", ridge)
+        check_number(f"{type(self).__name__}.ridge", ridge, low=0)
         self.ridge = ridge
 
     def value(self, units: Units, state: State) -> Tensor:

@@ -7,10 +7,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_number
+from bayesprune._modes import seeded
+from bayesprune.batches import Loader, as_arguments, checked_batch, on_device
 from bayesprune.errors import DataError
-from bayesprune.penalties._penalty import State, check_fraction
+from bayesprune.losses import batch_loss
+from bayesprune.penalties._penalty import State
 from bayesprune.penalties._weights import WeightPenalty
-from bayesprune.training import Loader, Step
+from bayesprune.training import Step
 
 
 class ElementSNIP(WeightPenalty):
@@ -29,7 +33,7 @@ class ElementSNIP(WeightPenalty):
     ConfigError
         If `keep` is out of range.
     DataError
-        On use, if the loader is empty.
+        On use, if the loader is empty or its first batch is not (inputs, targets) for the network.
 
     References
     ----------
@@ -40,22 +44,21 @@ class ElementSNIP(WeightPenalty):
     reference = "Lee et al., ICLR 2019"
 
     def __init__(self, keep: float = 0.1) -> None:
-        check_fraction(type(self).__name__, "keep", keep)
+        check_number(f"{type(self).__name__}.keep", keep, above=0, high=1)
         self.keep = keep
 
     def start(self, network: nn.Module, weights: dict[str, nn.Parameter], loader: Loader) -> State:
         network = copy.deepcopy(network)  # a pass in train mode changes running statistics
         device = next(iter(weights.values())).device
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
+        with seeded(0, device), torch.enable_grad():
             if isinstance(generator := getattr(loader, "generator", None), torch.Generator):
                 generator.manual_seed(0)
-            batch = next(iter(loader), None)
-            if batch is None:
+            loaded = next(iter(loader), None)
+            if loaded is None:
                 raise DataError("ElementSNIP: the loader is empty")
-            inputs, targets = batch
-            output = network.train()(inputs.to(device))
-            loss = nn.functional.cross_entropy(output, targets.to(device))
+            inputs, targets = on_device(checked_batch(loaded, 0), device)
+            arguments = as_arguments(inputs)
+            loss = batch_loss(None, network.train()(*arguments), targets)
             copies = [network.get_parameter(name) for name in weights]
             grads = torch.autograd.grad(loss, copies)
         sizes = [(w * g).abs().detach() for w, g in zip(copies, grads, strict=True)]

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bayesprune._checks import check_number
+from bayesprune.batches import Loader
 from bayesprune.groups import ChannelGroups
-from bayesprune.penalties._penalty import Penalty, Task, check_number, total
+from bayesprune.penalties._penalty import Penalty, Task, total
 from bayesprune.penalties._weights import multiplied, scored
-from bayesprune.training import Loader, Step
+from bayesprune.training import Step
 
 
 class ElementSpred(Penalty):
@@ -39,7 +41,7 @@ class ElementSpred(Penalty):
     reference = "Ziyin & Wang, ICML 2023"
 
     def __init__(self, strength: float = 1e-5) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         self.strength = strength
 
     def task(self, network: nn.Module, groups: ChannelGroups, loader: Loader) -> Task:
@@ -63,8 +65,8 @@ class _Factors(Task):
     def _weights(self) -> dict[str, Tensor]:
         return {name: weight * self._second[name] for name, weight in self._first.items()}
 
-    def forward(self, x: Any) -> Any:
-        return functional_call(self.network, self._weights(), (x,))
+    def forward(self, *inputs: Tensor) -> Any:
+        return functional_call(self.network, self._weights(), inputs)
 
     def value(self) -> Tensor:
         factors = [*self._first.values(), *self._second.values()]

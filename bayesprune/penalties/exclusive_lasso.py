@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import ProximalPenalty, State, check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import ProximalPenalty, State, total
 from bayesprune.penalties._prox import exclusive_level, soft
 from bayesprune.penalties._units import Units
 
@@ -34,7 +35,7 @@ class ExclusiveLasso(ProximalPenalty):
     reference = "Zhou et al., AISTATS 2010; Yoon & Hwang, ICML 2017"
 
     def __init__(self, strength: float = 1e-5) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         self.strength = strength
 
     def value(self, units: Units, state: State) -> Tensor:

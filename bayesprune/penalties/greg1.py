@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import (
-    State,
-    UnitPenalty,
-    best,
-    check_fraction,
-    check_number,
-    total,
-)
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import State, UnitPenalty, best, total
 from bayesprune.penalties._units import Units
 from bayesprune.training import Step
 
@@ -48,9 +42,9 @@ class GReg1(UnitPenalty):
 
     def __init__(self, keep: float = 0.5, ceiling: float = 1.0, growth: float = 0.7) -> None:
         owner = type(self).__name__
-        check_fraction(owner, "keep", keep)
-        check_number(owner, "ceiling", ceiling)
-        check_fraction(owner, "growth", growth)
+        check_number(f"{owner}.keep", keep, above=0, high=1)
+        check_number(f"{owner}.ceiling", ceiling, low=0)
+        check_number(f"{owner}.growth", growth, above=0, high=1)
         self.keep = keep
         self.ceiling = ceiling
         self.growth = growth

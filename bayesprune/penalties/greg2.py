@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import State, UnitPenalty, check_fraction, check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import State, UnitPenalty, total
 from bayesprune.penalties._units import Units
 from bayesprune.penalties.greg1 import chosen
 from bayesprune.training import Step
@@ -53,11 +54,11 @@ class GReg2(UnitPenalty):
         growth: float = 0.7,
     ) -> None:
         owner = type(self).__name__
-        check_fraction(owner, "keep", keep)
-        check_number(owner, "start_ceiling", start_ceiling)
-        check_number(owner, "pick", pick, above=0, below=1)
-        check_number(owner, "ceiling", ceiling)
-        check_fraction(owner, "growth", growth)
+        check_number(f"{owner}.keep", keep, above=0, high=1)
+        check_number(f"{owner}.start_ceiling", start_ceiling, low=0)
+        check_number(f"{owner}.pick", pick, above=0, below=1)
+        check_number(f"{owner}.ceiling", ceiling, low=0)
+        check_number(f"{owner}.growth", growth, above=0, high=1)
         self.keep = keep
         self.start_ceiling = start_ceiling
         self.pick = pick

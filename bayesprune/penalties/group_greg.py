@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import State, UnitPenalty, check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import State, UnitPenalty, total
 from bayesprune.penalties._units import Units
 from bayesprune.training import Step
 
@@ -34,7 +35,7 @@ class GroupGReg(UnitPenalty):
     reference = "Fang et al., CVPR 2023; Wang et al., ICLR 2021"
 
     def __init__(self, growth: float = 1e-5) -> None:
-        check_number(type(self).__name__, "growth", growth)
+        check_number(f"{type(self).__name__}.growth", growth, low=0)
         self.growth = growth
 
     def start(self, units: Units) -> State:

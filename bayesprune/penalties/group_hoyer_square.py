@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayesprune.penalties._penalty import State, UnitPenalty, check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import State, UnitPenalty, total
 from bayesprune.penalties._units import Units
 
 
@@ -34,7 +35,7 @@ class GroupHoyerSquare(UnitPenalty):
     reference = "Yang et al., ICLR 2020"
 
     def __init__(self, strength: float = 1e-4) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         self.strength = strength
 
     def value(self, units: Units, state: State) -> Tensor:

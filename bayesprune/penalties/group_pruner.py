@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import State, UnitPenalty, check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import State, UnitPenalty, total
 from bayesprune.penalties._units import Units
 from bayesprune.penalties.group_greg import distance
 from bayesprune.training import Step
@@ -35,7 +36,7 @@ class GroupPruner(UnitPenalty):
     reference = "Fang et al., CVPR 2023"
 
     def __init__(self, strength: float = 1e-4) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         self.strength = strength
 
     def start(self, units: Units) -> State:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayesprune.penalties._penalty import ProximalPenalty, State, check_count, check_number, total
+from bayesprune._checks import check_integer, check_number
+from bayesprune.penalties._penalty import ProximalPenalty, State, total
 from bayesprune.penalties._prox import mixed_levels, mixed_norm, soft
 from bayesprune.penalties._units import UnitGroup, Units
 from bayesprune.training import Step
@@ -35,8 +36,8 @@ class GSS121(ProximalPenalty):
     reference = "Deep GSS 121 (supplement)"
 
     def __init__(self, strength: float = 1e-5, every: int = 1) -> None:
-        check_number(type(self).__name__, "strength", strength)
-        check_count(type(self).__name__, "every", every)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
+        check_integer(f"{type(self).__name__}.every", every)
         self.strength = strength
         self.every = every
 

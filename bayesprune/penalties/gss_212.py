@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayesprune.penalties._penalty import ProximalPenalty, State, check_number
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import ProximalPenalty, State
 from bayesprune.penalties._prox import group_soft_factors, mixed_levels, mixed_norm
 from bayesprune.penalties._units import Units
 
@@ -36,7 +37,7 @@ class GSS212(ProximalPenalty):
     reference = "GSS-structure (supplement, our reading)"
 
     def __init__(self, strength: float = 1e-4) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         self.strength = strength
 
     def value(self, units: Units, state: State) -> Tensor:

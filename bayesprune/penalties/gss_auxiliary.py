@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bayesprune._checks import check_number
 from bayesprune.errors import ConfigError
-from bayesprune.penalties._penalty import State, UnitPenalty, check_number
+from bayesprune.penalties._penalty import State, UnitPenalty
 from bayesprune.penalties._prox import safe_root
 from bayesprune.penalties._units import Units
 from bayesprune.training import Step
@@ -40,7 +41,7 @@ class GSSAuxiliary(UnitPenalty):
     reference = "GSS (supplement), auxiliary form derived here"
 
     def __init__(self, strength: float = 1e-4, q: float = 1.0) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         if isinstance(q, bool) or not isinstance(q, int | float) or not q > 0:
             raise ConfigError(f"{type(self).__name__}.q: expected a number above 0, got {q!r}")
         self.strength = strength

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bayesprune.penalties._penalty import check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import total
 from bayesprune.penalties._weights import WeightPenalty
 from bayesprune.penalties.group_hoyer_square import hoyer_square
 
@@ -30,7 +31,7 @@ class HoyerSquare(WeightPenalty):
     reference = "Yang et al., ICLR 2020"
 
     def __init__(self, strength: float = 1e-6) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         self.strength = strength
 
     def value(self, weights: dict[str, nn.Parameter]) -> Tensor:

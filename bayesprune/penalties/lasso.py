@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bayesprune.penalties._penalty import State, check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import State, total
 from bayesprune.penalties._prox import soft
 from bayesprune.penalties._weights import WeightPenalty
 from bayesprune.training import Step
@@ -31,7 +32,7 @@ class Lasso(WeightPenalty):
     reference = "Tibshirani, 1996"
 
     def __init__(self, strength: float = 1e-5) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         self.strength = strength
 
     def value(self, weights: dict[str, nn.Parameter]) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_number
 from bayesprune.errors import ConfigError
-from bayesprune.penalties._penalty import ProximalPenalty, State, check_number, total
+from bayesprune.penalties._penalty import ProximalPenalty, State, total
 from bayesprune.penalties._prox import soft
 from bayesprune.penalties._units import Units
 
@@ -36,7 +37,7 @@ class NetworkSlimming(ProximalPenalty):
     reference = "Liu et al., ICCV 2017"
 
     def __init__(self, strength: float = 1e-4) -> None:
-        check_number(type(self).__name__, "strength", strength)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
         self.strength = strength
 
     def start(self, units: Units) -> State:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bayesprune.penalties._penalty import State, UnitPenalty, check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import State, UnitPenalty, total
 from bayesprune.penalties._units import Units
 from bayesprune.penalties.group_hoyer_square import hoyer_square
 
@@ -40,9 +41,9 @@ class SmoothedHoyerGroupHalf(UnitPenalty):
         self, strength: float = 1e-4, half_strength: float = 1e-4, width: float = 1e-2
     ) -> None:
         owner = type(self).__name__
-        check_number(owner, "strength", strength)
-        check_number(owner, "half_strength", half_strength)
-        check_number(owner, "width", width, above=0)
+        check_number(f"{owner}.strength", strength, low=0)
+        check_number(f"{owner}.half_strength", half_strength, low=0)
+        check_number(f"{owner}.width", width, above=0)
         self.strength = strength
         self.half_strength = half_strength
         self.width = width

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import State, UnitPenalty, best, check_fraction
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import State, UnitPenalty, best
 from bayesprune.penalties._units import Units
 from bayesprune.training import Step
 
@@ -34,7 +35,7 @@ class SoftFilterPruning(UnitPenalty):
     extent = "filter"
 
     def __init__(self, keep: float = 0.7) -> None:
-        check_fraction(type(self).__name__, "keep", keep)
+        check_number(f"{type(self).__name__}.keep", keep, above=0, high=1)
         self.keep = keep
 
     def value(self, units: Units, state: State) -> Tensor:

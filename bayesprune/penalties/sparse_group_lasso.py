@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bayesprune.penalties._penalty import ProximalPenalty, State, check_number, total
+from bayesprune._checks import check_choice, check_number
+from bayesprune.penalties._penalty import ProximalPenalty, State, total
 from bayesprune.penalties._prox import group_soft_factors, soft
-from bayesprune.penalties._units import Scale, Units, check_scale
+from bayesprune.penalties._units import Scale, Units
 
 
 class SparseGroupLasso(ProximalPenalty):
@@ -39,9 +40,9 @@ class SparseGroupLasso(ProximalPenalty):
         self, strength: float = 1e-4, element_strength: float = 1e-5, scale: Scale = "size"
     ) -> None:
         owner = type(self).__name__
-        check_number(owner, "strength", strength)
-        check_number(owner, "element_strength", element_strength)
-        check_scale(owner, scale)
+        check_number(f"{owner}.strength", strength, low=0)
+        check_number(f"{owner}.element_strength", element_strength, low=0)
+        check_choice(f"{owner}.scale", scale, Scale)
         self.strength = strength
         self.element_strength = element_strength
         self.scale = scale

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from bayesprune._checks import check_number
 from bayesprune.penalties._gated import GatePenalty, Gates
-from bayesprune.penalties._penalty import check_number, total
+from bayesprune.penalties._penalty import total
 from bayesprune.penalties._prox import soft
 from bayesprune.training import Step
 
@@ -41,9 +42,9 @@ class SparseStructureSelection(GatePenalty):
 
     def __init__(self, strength: float = 1e-2, momentum: float = 0.9, rate: float = 1.0) -> None:
         owner = type(self).__name__
-        check_number(owner, "strength", strength)
-        check_number(owner, "momentum", momentum, below=1)
-        check_number(owner, "rate", rate, above=0)
+        check_number(f"{owner}.strength", strength, low=0)
+        check_number(f"{owner}.momentum", momentum, low=0, below=1)
+        check_number(f"{owner}.rate", rate, above=0)
         self.strength = strength
         self.momentum = momentum
         self.rate = rate

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bayesprune._checks import check_integer, check_number
 from bayesprune.penalties._gated import GatePenalty, Gates
-from bayesprune.penalties._penalty import check_count, check_number, total
+from bayesprune.penalties._penalty import total
 
 
 class Spred(GatePenalty):
@@ -38,8 +39,8 @@ class Spred(GatePenalty):
     reference = "Ziyin & Wang, ICML 2023; D-gating, 2025"
 
     def __init__(self, strength: float = 1e-3, depth: int = 2) -> None:
-        check_number(type(self).__name__, "strength", strength)
-        check_count(type(self).__name__, "depth", depth, least=2)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
+        check_integer(f"{type(self).__name__}.depth", depth, least=2)
         self.strength = strength
         self.depth = depth
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bayesprune.penalties._penalty import check_number, total
+from bayesprune._checks import check_number
+from bayesprune.penalties._penalty import total
 from bayesprune.penalties._weights import WeightPenalty
 
 
@@ -32,8 +33,8 @@ class TransformedLasso(WeightPenalty):
     reference = "Ma et al., Neural Networks 2019"
 
     def __init__(self, strength: float = 1e-5, a: float = 1.0) -> None:
-        check_number(type(self).__name__, "strength", strength)
-        check_number(type(self).__name__, "a", a, above=0)
+        check_number(f"{type(self).__name__}.strength", strength, low=0)
+        check_number(f"{type(self).__name__}.a", a, above=0)
         self.strength = strength
         self.a = a
 

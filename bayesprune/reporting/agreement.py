@@ -12,12 +12,12 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from bayesprune._checks import check_integer
+from bayesprune.batches import Batch, checked_batch, of_each
 from bayesprune.criteria import Criterion
-from bayesprune.criteria._units import of_each
-from bayesprune.errors import ConfigError, PlanError
+from bayesprune.errors import PlanError
 from bayesprune.groups import ChannelGroups
 from bayesprune.selection import ChannelScores
-from bayesprune.training import Batch, checked_batch
 
 MEASURES = ("kendall", "spearman")
 
@@ -105,8 +105,7 @@ def rank_stability(
     ConfigError
         If `bootstraps` is below 3.
     """
-    if bootstraps < 3:
-        raise ConfigError(f"rank_stability: expected at least 3 bootstraps, got {bootstraps}")
+    check_integer("bootstraps", bootstraps, least=3)
     scores = {
         str(number): criterion.scores(network, groups, _resampled(loader, seed, number))
         for number in range(bootstraps)

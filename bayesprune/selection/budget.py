@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
+from bayesprune._checks import check_choice, check_number
 from bayesprune.cost import Price
 from bayesprune.errors import BudgetError, ConfigError
 from bayesprune.plan import Kept
@@ -219,8 +220,7 @@ class Budget(CostLimit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.step < 1:
-            raise ConfigError(f"Budget: expected a step in (0, 1), got {self.step}")
+        check_number("Budget.step", self.step, above=0, below=1)
 
     def allocation(self, scores: ChannelScores, context: Context) -> Allocation:
         return ByLoss(scores, context, self.price(context), self.step)
@@ -264,14 +264,8 @@ class GlobalRank(CostLimit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.normalise not in get_args(Normalisation):
-            raise ConfigError(
-                f"GlobalRank.normalise: expected 'l2' or 'none', got {self.normalise!r}"
-            )
-        if not self.cost_weight >= 0:
-            raise ConfigError(
-                f"GlobalRank.cost_weight: expected at least 0, got {self.cost_weight}"
-            )
+        check_choice("GlobalRank.normalise", self.normalise, Normalisation)
+        check_number("GlobalRank.cost_weight", self.cost_weight, low=0)
 
     def allocation(self, scores: ChannelScores, context: Context) -> Allocation:
         scores, price = scores.normalised(self.normalise), self.price(context)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bayesprune.batches import checked_batch, on_device, split
 from bayesprune.cost import CostModel
 from bayesprune.errors import DataError, PlanError
 from bayesprune.gating import GatedNetwork
@@ -19,7 +20,6 @@ from bayesprune.groups import ChannelGroups
 from bayesprune.losses import Loss, batch_loss
 from bayesprune.plan import Kept, Limits, PruningPlan
 from bayesprune.timing import LatencyModel
-from bayesprune.training import checked_batch, on_device, split
 
 _PART = 128
 """Examples at once on a CPU, which does not gain by more."""

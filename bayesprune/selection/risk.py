@@ -10,7 +10,8 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
-from bayesprune.errors import ConfigError, PlanError
+from bayesprune._checks import check_integer, check_number
+from bayesprune.errors import PlanError
 from bayesprune.plan import Kept
 from bayesprune.selection.context import Context, HeldOut
 from bayesprune.selection.rules import Rule
@@ -54,16 +55,10 @@ class RiskBudget(Rule):
     def __init__(
         self, delta: float, probability: float = 0.95, num_draws: int = 100, step: float = 0.05
     ) -> None:
-        numbers = (delta, probability, step)
-        if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers) or not (
-            0 < delta < math.inf and 0 < probability < 1 and 0 < step < 1
-        ):
-            raise ConfigError(
-                "RiskBudget: expected delta above 0, probability and step in (0, 1), got "
-                f"{delta}, {probability} and {step}"
-            )
-        if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-            raise ConfigError(f"RiskBudget: num_draws must be at least 1, got {num_draws!r}")
+        check_number("RiskBudget.delta", delta, above=0)
+        check_number("RiskBudget.probability", probability, above=0, below=1)
+        check_integer("RiskBudget.num_draws", num_draws)
+        check_number("RiskBudget.step", step, above=0, below=1)
         self.delta = delta
         self.probability = probability
         self.num_draws = num_draws

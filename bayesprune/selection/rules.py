@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import final
 
-from bayesprune.errors import ConfigError, PlanError
+from bayesprune._checks import check_integer, check_number
+from bayesprune.errors import PlanError
 from bayesprune.plan import Kept
 from bayesprune.selection.context import Context
 from bayesprune.selection.scores import ChannelScores
@@ -91,11 +92,8 @@ class TopK(Rule):
     """
 
     def __init__(self, count: int | dict[str, int]) -> None:
-        counts = count.values() if isinstance(count, dict) else [count]
-        if not all(isinstance(c, int) and not isinstance(c, bool) and c >= 1 for c in counts):
-            raise ConfigError(
-                f"TopK: expected integer numbers of channels of at least 1, got {count!r}"
-            )
+        for name, number in count.items() if isinstance(count, dict) else [("each group", count)]:
+            check_integer(f"TopK.count of {name}", number)
         self.count = count
 
     def select(self, scores: ChannelScores, context: Context) -> Kept:
@@ -130,8 +128,7 @@ class KeepFraction(Rule):
     """Keep the best `fraction` of every group, rounded up."""
 
     def __init__(self, fraction: float) -> None:
-        if not 0 < fraction <= 1:
-            raise ConfigError(f"KeepFraction: expected a fraction in (0, 1], got {fraction}")
+        check_number("KeepFraction.fraction", fraction, above=0, high=1)
         self.fraction = fraction
 
     def select(self, scores: ChannelScores, context: Context) -> Kept:
@@ -171,11 +168,8 @@ class Probability(Rule):
     """
 
     def __init__(self, gate: float, probability: float = 0.95) -> None:
-        if gate <= 0 or not 0 < probability < 1:
-            raise ConfigError(
-                "Probability: expected gate > 0 and probability in (0, 1), "
-                f"got {gate} and {probability}"
-            )
+        check_number("Probability.gate", gate, above=0)
+        check_number("Probability.probability", probability, above=0, below=1)
         self.gate = gate
         self.probability = probability
         self.measure = f"above:{gate}"
@@ -210,7 +204,7 @@ class EvidenceStop(Rule):
     Raises
     ------
     ConfigError
-        If `bits` is below 1; on use, if the family has no such evidence.
+        If `bits` is no integer from 1 to 22; on use, if the family has no such evidence.
 
     References
     ----------
@@ -218,8 +212,8 @@ class EvidenceStop(Rule):
     """
 
     def __init__(self, bits: int | None = None) -> None:
-        if bits is not None and not 1 <= bits < 23:
-            raise ConfigError(f"EvidenceStop: bits must be None or in [1, 22], got {bits!r}")
+        if bits is not None:
+            check_integer("EvidenceStop.bits", bits, most=22)
         self.bits = bits
         self.measure = "evidence" if bits is None else f"evidence:{bits}"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from bayesprune._checks import check_choice
 from bayesprune._describe import html_table
-from bayesprune.errors import ConfigError, PlanError
+from bayesprune.errors import PlanError
 
 Normalisation = Literal["l2", "none"]
 
@@ -80,8 +81,7 @@ class ChannelScores:
         ConfigError
             If `how` is neither, or scores to be divided are negative.
         """
-        if how not in get_args(Normalisation):
-            raise ConfigError(f"normalise: expected 'l2' or 'none', got {how!r}")
+        check_choice("normalise", how, Normalisation)
         if how == "none" or self.interval_scale:
             return self
         if negative := [name for name, v in self.values.items() if (v < 0).any()]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import pyro
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from bayesprune._describe import init_args
+from bayesprune._modes import seeded
 from bayesprune.distributions import Improper
 from bayesprune.errors import ConfigError
 from bayesprune.estimators import Estimator, Implicit
@@ -28,17 +28,6 @@ MONTE_CARLO_DRAWS = 4096
 
 SCORE_DRAWS = 64
 """Draws behind the slope of an active probability that has no closed form."""
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers of `device` from `seed`; outside, its generators are as they were."""
-    gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:  # torch.manual_seed would change the generators of all others as well
-            torch.cuda.default_generators[gpu.index].manual_seed(seed)
-        yield
 
 
 def at_least(low: float, value: Tensor) -> Tensor:

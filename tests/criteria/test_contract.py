@@ -106,6 +106,21 @@ def test_scores_every_unit(member, network, groups, data) -> None:
 
 
 @pytest.mark.parametrize("member", MEMBERS)
+def test_groups_of_another_network_are_refused(member, groups, data) -> None:
+    """Whether it has other layers, or the same ones in another width."""
+    kinds = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+    traced, wider = (
+        nn.Sequential(nn.Linear(4, n), nn.BatchNorm1d(n), nn.Linear(n, 3)) for n in (6, 7)
+    )
+    narrow = trace_groups(traced.eval(), torch.zeros(1, 4))
+    flat = TensorDataset(data.tensors[0].flatten(1), data.tensors[1])
+    with pytest.raises(PlanError, match="conv1.weight: the groups are of another network"):
+        member().scores(kinds, groups, DataLoader(data, 4))
+    with pytest.raises(PlanError, match=r"0.weight: .* expected \(6, 4\), got \(7, 4\)"):
+        member().scores(wider, narrow, DataLoader(flat, 4))
+
+
+@pytest.mark.parametrize("member", MEMBERS)
 def test_the_same_again_for_any_batches_modes_and_frozen_weights(
     member, network, groups, data
 ) -> None:

@@ -412,10 +412,10 @@ def test_iterative_goes_on_where_the_loader_was(network, groups, batch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"units": 0}, "expected units"),
-        ({"examples": 0}, "examples of at least 1"),
-        ({"momentum": 1.0}, "momentum in"),
-        ({"normalise": "l7"}, "Iterative.normalise: expected 'l2' or 'none', got 'l7'"),
+        ({"units": 0}, "Iterative.units: expected an integer of at least 1, got 0"),
+        ({"examples": 0}, "Iterative.examples: expected an integer of at least 1, got 0"),
+        ({"momentum": 1.0}, r"Iterative.momentum: expected a number in \[0, 1\), got 1.0"),
+        ({"normalise": "l7"}, "Iterative.normalise: expected one of l2, none, got 'l7'"),
     ],
 )
 def test_iterative_refuses(arguments, message) -> None:
@@ -426,9 +426,9 @@ def test_iterative_refuses(arguments, message) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: criteria.Taylor2019(0), "Taylor2019.minibatch: expected at least 1, got 0"),
-        (lambda: criteria.HRank(0), "HRank.images: expected at least 1, got 0"),
-        (lambda: criteria.PFP(0), "PFP.examples: expected at least 1, got 0"),
+        (lambda: criteria.Taylor2019(0), "Taylor2019.minibatch: expected an integer .* got 0"),
+        (lambda: criteria.HRank(0), "HRank.images: expected an integer of at least 1, got 0"),
+        (lambda: criteria.PFP(0), "PFP.examples: expected an integer of at least 1, got 0"),
     ],
 )
 def test_numbers_of_examples_are_positive(make, message) -> None:

@@ -143,7 +143,7 @@ def test_a_state_dict_goes_back_and_forth() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ConfigError, match="kernel_size: expected an odd number, got 4"):
         StructuredSparseConv2d(4, 4, 4, 2, 2)
-    with pytest.raises(ConfigError, match=r"StructuredSparseConv2d.p: expected at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"StructuredSparseConv2d.p: .* integer .* got 0"):
         StructuredSparseConv2d(4, 4, 3, 0, 2)
     with pytest.raises(ConfigError, match="LeNet300_100: expected a convolution to replace"):
         to_structured_sparse(models.create("lenet300_100"), 2, 2)

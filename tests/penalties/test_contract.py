@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bayesprune as bp
@@ -241,7 +241,7 @@ def test_averages_and_teachers_are_refused(network, groups, data, fabric) -> Non
 
 def test_groups_of_another_network_are_refused(groups, data, fabric) -> None:
     other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
-    with pytest.raises(PlanError, match="conv1.weight: the groups were traced with shape"):
+    with pytest.raises(PlanError, match="conv1.weight: the groups are of another network"):
         penalties.GroupLasso().fit(other, groups, DataLoader(data), fabric=fabric)
 
 
@@ -256,6 +256,30 @@ def test_scores_selected_features(member, data, fabric) -> None:
     # ElementSNIP keeps a twentieth of all weights: here one of 35.
     assert (fit.scores.values["0"] > 0).any() or member is penalties.ElementSNIP
     assert torch.equal(fit.network[0].index, torch.arange(4))
+
+
+class TwoInputs(nn.Module):
+    """Each input has a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 5)
+        self.norm = nn.BatchNorm1d(4)
+        self.out = nn.Linear(9, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.out(torch.cat([torch.tanh(self.norm(self.left(x))), self.right(y)], 1))
+
+
+@pytest.mark.parametrize("member", PENALTIES)
+def test_trains_a_network_of_two_inputs(member, fabric) -> None:
+    network, inputs = TwoInputs(), (torch.randn(12, 3), torch.randn(12, 2))
+    rows = [((x, y), target) for x, y, target in zip(*inputs, torch.arange(12) % 3, strict=True)]
+    fit = trained(member(), network, trace_groups(network, inputs), rows, fabric)
+    shapes = {name: tuple(values.shape) for name, values in fit.scores.values.items()}
+    assert shapes == {"left": (4,), "right": (5,)}
+    assert fit.network(*inputs).shape == (12, 3)
+    assert not torch.equal(fit.network.out.weight, network.out.weight)
 
 
 @pytest.mark.parametrize("member", [m for m in PENALTIES if m not in NEED_NORMS])

@@ -47,6 +47,28 @@ def test_norms_sizes_and_matrices_are_those_of_the_vectors(network, groups) -> N
             torch.testing.assert_close(entries, expected.abs().sort().values)
 
 
+def test_a_scale_behind_a_concatenation_is_in_no_vector() -> None:
+    """Its first entries belong to the first branch, but it is not the filter's own."""
+
+    class Concatenated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(2, 3), nn.Linear(2, 4)
+            self.norm, self.out = nn.BatchNorm1d(7), nn.Linear(7, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.norm(torch.cat([self.left(x), self.right(x)], 1)))
+
+    network = Concatenated()
+    nn.init.normal_(network.norm.weight)
+    units = Units(network, trace_groups(network, torch.randn(1, 2)), extent="filter")
+    for name in ("left", "right"):
+        norms = network.get_submodule(name).weight.norm(dim=1).detach()
+        torch.testing.assert_close(units[name].norms(), norms)
+        units[name].scale_(torch.full((len(norms),), 0.5))
+        torch.testing.assert_close(units[name].norms(), norms / 2)
+
+
 def test_a_filter_leaves_out_what_reads_it(network, groups) -> None:
     units = Units(network, groups, extent="filter")
     expected = network.conv1.weight.flatten(1).norm(dim=1) * network.norm.weight.abs()

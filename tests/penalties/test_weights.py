@@ -83,6 +83,8 @@ def test_snip_keeps_the_most_sensitive_weights(network, groups, data) -> None:
     assert not (again & ~kept).any()
     with pytest.raises(DataError, match="the loader is empty"):
         penalties.ElementSNIP().task(network, groups, [])
+    with pytest.raises(DataError, match=r"expected batches \(inputs, targets\)"):
+        penalties.ElementSNIP().task(network, groups, [batch[0]])
 
 
 def test_masks_follow_each_layers_spread_and_last_through_training(

@@ -133,7 +133,7 @@ def test_weights_alone_are_perfectly_stable_and_few_data_are_not() -> None:
 
 
 def test_too_few_resamples() -> None:
-    with pytest.raises(ConfigError, match="at least 3 bootstraps, got 2"):
+    with pytest.raises(ConfigError, match="bootstraps: expected an integer of at least 3, got 2"):
         rank_stability(bp.criteria.Fisher(), nn.Identity(), None, [], 2)
 
 
