@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import DataError
@@ -225,14 +226,6 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """Compute the 95% score interval of a proportion (Wilson, JASA 1927)."""
-    z2 = 1.96**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def title(summary: Mapping[str, Any]) -> str:
     """Name the network and the method."""
     return f"{short_name(summary['model'])} pruned by {short_name(summary['method'])}"
@@ -322,11 +315,12 @@ def _cost(summary: Mapping[str, Any]) -> str:
     )
     size = summary.get("test_size")
     if size:
-        low, high = _wilson(after, size)
+        wrong = round(after * size)
+        interval = binomtest(wrong, size).proportion_ci(method="wilson")
         text += (
-            f": {round(before * size)} wrong of {size:,} before, {round(after * size)} after. "
-            f"The luck of the test sample alone leaves {_percent(low)} to {_percent(high)} for the "
-            "pruned network (95% interval)"
+            f": {round(before * size)} wrong of {size:,} before, {wrong} after. The luck of the "
+            f"test sample alone leaves {_percent(interval.low)} to {_percent(interval.high)} for "
+            "the pruned network (95% interval, Wilson, JASA 1927)"
         )
     text += "."
     held_out = summary.get("held_out", {})
