@@ -17,7 +17,7 @@ from pyro.infer import MCMC, NUTS
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from bayesprune._arviz import container, ess, rhat
+from bayesprune._arviz import container, ess, rhat, switch_coords
 from bayesprune._modes import evaluating
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, has_display
 from bayesprune.diagnostics._joint import (
@@ -117,14 +117,10 @@ class NutsReference(Diagnostic):
     def to_arviz(self) -> Any:
         """The draws for ArviZ, named as `SwitchPosterior.to_arviz` names them."""
         gates = torch.cat(list(self.draws.values()), -1).numpy()
-        sizes = {name: draws.shape[-1] for name, draws in self.draws.items()}
-        coords = {
-            "switch": [f"{name}:{i}" for name, size in sizes.items() for i in range(size)],
-            "layer": ("switch", np.repeat(list(sizes), list(sizes.values()))),
-            "channel": ("switch", np.concatenate([np.arange(size) for size in sizes.values()])),
-        }
+        units = {name: np.arange(draws.shape[-1]) for name, draws in self.draws.items()}
         dims = ("chain", "draw", "switch")
-        return container({"posterior": xr.Dataset({"gate": (dims, gates)}, coords=coords)})
+        dataset = xr.Dataset({"gate": (dims, gates)}, coords=switch_coords(units))
+        return container({"posterior": dataset})
 
     def compare(
         self, posterior: SwitchPosterior, truth: Mapping[str, Tensor] | None = None
