@@ -1,6 +1,7 @@
-"""Whether a posterior can be trusted, and what it says of predictions and of losses to come."""
+"""Whether posteriors and rankings can be trusted, and what they say of losses to come."""
 
 from bayesprune.diagnostics._diagnostic import Diagnostic
+from bayesprune.diagnostics.agreement import rank_agreement, rank_stability
 from bayesprune.diagnostics.calibration import Calibration, simulation_based_calibration
 from bayesprune.diagnostics.channel_ablation import Ablation, ablation
 from bayesprune.diagnostics.decisions import PlanRisk, plan_risk
@@ -25,6 +26,8 @@ __all__ = [
     "pareto_k",
     "plan_risk",
     "predictive_check",
+    "rank_agreement",
+    "rank_stability",
     "restarts",
     "simulation_based_calibration",
 ]

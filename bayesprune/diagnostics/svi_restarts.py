@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 
 from bayesprune._arviz import rhat
 from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
+from bayesprune.diagnostics.agreement import rank_agreement
 from bayesprune.errors import PlanError
 from bayesprune.posterior import SwitchPosterior
 
@@ -139,19 +138,15 @@ def restarts(
         raise PlanError(f"restarts: expected posteriors of the same groups, got {sizes}")
     counts = _counts(best, sizes[0])
     draws = [p.sample(num_draws, seed + number) for number, p in enumerate(posteriors)]
-    scores = [posterior.scores() for posterior in posteriors]
-    found: tuple[dict[str, np.ndarray], dict[str, float], dict[str, float]] = ({}, {}, {})
+    rhats = {name: rhat(torch.stack([gates[name] for gates in draws]).numpy()) for name in counts}
+    scores = {str(number): posterior.scores() for number, posterior in enumerate(posteriors)}
+    pairs = rank_agreement(scores).groupby("group")["spearman"]
+    spearman = {str(name): float(np.asarray(values).mean()) for name, values in pairs}
+    overlap = {}
     for name, k in counts.items():
-        found[0][name] = rhat(torch.stack([gates[name] for gates in draws]).numpy())
-        ranks, shared = [], []
-        for one, other in combinations(scores, 2):
-            a, b = one.values[name].numpy(), other.values[name].numpy()
-            varies = min(len(np.unique(a)), len(np.unique(b))) > 1
-            correlation: Any = spearmanr(a, b) if varies else None
-            ranks.append(correlation.statistic if varies else np.nan)
-            shared.append(len(set(one.best(name, k)) & set(other.best(name, k))) / k)
-        found[1][name], found[2][name] = float(np.mean(ranks)), float(np.mean(shared))
-    return Restarts(posteriors, *found)
+        best_of = [set(one.best(name, k)) for one in scores.values()]
+        overlap[name] = float(np.mean([len(a & b) / k for a, b in combinations(best_of, 2)]))
+    return Restarts(posteriors, rhats, spearman, overlap)
 
 
 def _counts(best: int | float | Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:

@@ -1,7 +1,5 @@
 """Figures and the report of a run."""
 
-from bayesprune.reporting.agreement import rank_agreement as rank_agreement
-from bayesprune.reporting.agreement import rank_stability as rank_stability
 from bayesprune.reporting.agreement_plots import agreement_plot as agreement_plot
 from bayesprune.reporting.card import write_card as write_card
 from bayesprune.reporting.compare import average_over_seeds as average_over_seeds

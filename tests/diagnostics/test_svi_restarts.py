@@ -43,6 +43,12 @@ def test_restarts_that_do_not(gaussian):
     assert len(found.posteriors) == 2
 
 
+def test_equal_channels_have_no_ranks_to_agree(gaussian):
+    locs = [[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]]
+    found = restarts(fitted(gaussian, *locs), count=3, progress=False)
+    assert np.isnan(found.spearman["a"])  # not the mean over the pairs that have some
+
+
 def test_seeds_count_on_and_fits_are_real(gaussian):
     loader = gaussian.simulate({"0": torch.zeros(3)}, 0)
     seeds = []
