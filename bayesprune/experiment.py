@@ -587,22 +587,20 @@ def _check_posterior(
     """Note the checks that the configuration asks for."""
     checks = config.checks
 
-    def entry(
-        found: diagnostics.Diagnostic, value: float, threshold: float | None
-    ) -> dict[str, Any]:
+    def entry(found: diagnostics.Diagnostic, value: float) -> dict[str, Any]:
         number = value if math.isfinite(value) else None  # JSON knows no infinity; the verdict does
-        return {"value": number, "threshold": threshold, "verdict": found.verdict}
+        return {"value": number, "threshold": found.threshold, "verdict": found.verdict}
 
     def pareto_k() -> dict[str, Any]:
         found = diagnostics.pareto_k(switched, data.train_plain, num_draws=checks.pareto_k)
-        noted = entry(found, found.k, found.threshold)
+        noted = entry(found, found.k)
         if config.data.augment != "none":
             noted["verdict"] += "; measured on the training images as they are, not augmented"
         return noted
 
     def restarts() -> dict[str, Any]:
         found = diagnostics.restarts(again, count=checks.restarts + 1, seed=config.seed)
-        return entry(found, found.largest, 1.01)
+        return entry(found, found.largest)
 
     def averaged() -> dict[str, Any]:
         found = diagnostics.predictive_check(
@@ -612,7 +610,7 @@ def _check_posterior(
             data.validation,
             num_draws=checks.averaged,
         )
-        return entry(found, found.quality.loc["switch-averaged", "nll"], None)
+        return entry(found, found.quality.loc["switch-averaged", "nll"])
 
     named = {
         "Pareto k-hat": (checks.pareto_k, pareto_k),

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from bayesprune._arviz import rhat
-from bayesprune.diagnostics._diagnostic import Diagnostic, at_least, shown
+from bayesprune.diagnostics._diagnostic import LARGEST_RHAT, Diagnostic, at_least, shown
 from bayesprune.diagnostics.agreement import rank_agreement
 from bayesprune.errors import PlanError
 from bayesprune.posterior import SwitchPosterior
@@ -41,9 +41,14 @@ class Restarts(Diagnostic):
     overlap: dict[str, float]
 
     @property
+    def threshold(self) -> float:
+        """The largest good R-hat, 1.01."""
+        return LARGEST_RHAT
+
+    @property
     def is_good(self) -> bool:
-        """Whether the largest R-hat is at most 1.01."""
-        return self.largest <= 1.01
+        """Whether the largest R-hat is at most the threshold."""
+        return self.largest <= self.threshold
 
     @property
     def largest(self) -> float:
@@ -54,7 +59,7 @@ class Restarts(Diagnostic):
     @property
     def verdict(self) -> str:
         values = np.concatenate(list(self.rhat.values()))
-        over = int((values > 1.01).sum())
+        over = int((values > self.threshold).sum())
         means = (
             "restarts agree"
             if self.is_good
@@ -63,8 +68,8 @@ class Restarts(Diagnostic):
         worst = min(self.overlap, key=lambda name: self.overlap[name])
         return (
             f"largest R-hat between {len(self.posteriors)} restarts {self.largest:.3f}, {over} "
-            f"of {len(values)} channels above 1.01 (Vehtari et al., Bayesian Analysis 2021): "
-            f"{means}; best channels shared by two restarts, least in {worst}: "
+            f"of {len(values)} channels above {self.threshold} (Vehtari et al., Bayesian Analysis "
+            f"2021): {means}; best channels shared by two restarts, least in {worst}: "
             f"{self.overlap[worst]:.0%}"
         )
 

@@ -37,6 +37,7 @@ def test_restarts_that_do_not(gaussian):
     found = restarts(fitted(gaussian, *locs), 2, count=2, progress=False)
     assert not found.is_good
     assert found.spearman["a"] == pytest.approx(spearmanr(*locs).statistic)
+    assert found.largest == found.rhat["a"].max() > 1.05
     assert found.overlap["a"] == 0.5  # 2 and 3 against 1 and 3
     np.testing.assert_array_equal(found.rhat["a"] > 1.05, [False, True, True, False])
     assert "2 of 4 channels above 1.01" in found.verdict
