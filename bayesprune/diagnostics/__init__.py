@@ -2,6 +2,7 @@
 
 from bayesprune.diagnostics._diagnostic import Diagnostic
 from bayesprune.diagnostics.agreement import rank_agreement, rank_stability
+from bayesprune.diagnostics.bit_precision import bit_precision
 from bayesprune.diagnostics.calibration import Calibration, simulation_based_calibration
 from bayesprune.diagnostics.channel_ablation import Ablation, ablation
 from bayesprune.diagnostics.decisions import PlanRisk, plan_risk
@@ -22,6 +23,7 @@ __all__ = [
     "Restarts",
     "SwitchAverage",
     "ablation",
+    "bit_precision",
     "nuts",
     "pareto_k",
     "plan_risk",
