@@ -65,7 +65,7 @@ class ReportData:
         before fine-tuning, ``pruned``), ``reliability`` (of ``dense`` and ``pruned``, see
         `bayesprune.training.reliability`), ``test_size`` (number of test examples, turns fractions
         into counts), and ``diagnostics`` of the posterior approximation: by name a mapping of
-        ``value``, ``threshold``, ``verdict`` (in words) and ``source``, any of which may be absent.
+        ``value``, ``threshold`` and ``verdict`` (in words), any of which may be absent.
     plan : PruningPlan
         What was kept.
     posterior : SwitchPosterior, optional
@@ -459,7 +459,7 @@ def _checks(summary: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         isinstance(entry, Mapping) for entry in entries.values()
     ):
         raise DataError(
-            f"diagnostics: expected a mapping of names to value, threshold, verdict and source, "
+            f"diagnostics: expected a mapping of names to value, threshold and verdict, "
             f"got {entries!r}"
         )
     return entries
@@ -476,13 +476,12 @@ def _diagnostics(summary: Mapping[str, Any]) -> _Table | None:
 
     rows = []
     for name, entry in entries.items():
-        value, threshold, verdict, source = (
+        value, threshold, verdict = (
             None if entry.get(key) is None else write(entry[key])
-            for key in ("value", "threshold", "verdict", "source")
+            for key in ("value", "threshold", "verdict")
         )
         number = (value or _NONE) + (f" (threshold {threshold})" if threshold else "")
-        words = (verdict or _NONE) + (f" [{source}]" if source else "")
-        rows.append([str(name), number, words])
+        rows.append([str(name), number, verdict or _NONE])
     return _Table("Checks of the approximation", ["Check", "Value", "Verdict"], rows)
 
 
