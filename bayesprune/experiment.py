@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 import os
@@ -48,7 +47,14 @@ from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
 from bayesprune.switches import Switch
-from bayesprune.training import MetricsWriter, evaluate, make_fabric, reliability, train_network
+from bayesprune.training import (
+    MetricsWriter,
+    evaluate,
+    make_fabric,
+    read_metrics,
+    reliability,
+    train_network,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
@@ -380,9 +386,9 @@ def _take_fit(
         if name in ("dense", "held_out/dense") or name.startswith("diagnostics/"):
             folder.note(name, lambda value=notes[name]: value)
     metrics = MetricsWriter(folder / "metrics.csv")
-    rows = _read_metrics(other / "metrics.csv")
+    rows = read_metrics(other / "metrics.csv")
     for stage in ("pretrain", "fit"):
-        found = [{k: v for k, v in row.items() if v} for row in rows if row["stage"] == stage]
+        found = [row for row in rows if row["stage"] == stage]
         if found:
             metrics.write(stage, found)
     for name in _stages(config):
@@ -769,25 +775,10 @@ def _measure(network: nn.Module, data: Data, fabric: Fabric) -> dict[str, float]
     return {**quality, **asdict(cost(network, example)), "latency_ms": latency(network, example)}
 
 
-def _read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of ``metrics.csv``."""
-    try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            if (reader.fieldnames or [])[:2] != ["stage", "epoch"]:
-                raise ValueError(f"expected columns stage, epoch, …, got {reader.fieldnames}")
-            for row in rows:
-                _ = [float(row[name]) for name in ("epoch", "loss", "seconds")]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise CheckpointError(f"{path}: expected the metrics of a run: {error!r}") from error
-    return rows
-
-
 def _seconds(metrics: Path) -> dict[str, float]:
     """Seconds of training by stage, those before an interruption included."""
     seconds: dict[str, float] = {}
-    for row in _read_metrics(metrics):
+    for row in read_metrics(metrics):
         seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + float(row["seconds"])
     return {stage: round(value, 2) for stage, value in seconds.items()}
 
@@ -823,7 +814,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
 
 def rebuild_report(run: Run) -> Path:
     """Write ``report.html``, figures and model card of a run folder anew; returns the page."""
-    rows = _read_metrics(run.folder / "metrics.csv")
+    rows = read_metrics(run.folder / "metrics.csv")
     dense = load_pruned(
         run.folder / "dense.safetensors", models.load(run.config.model, **run.config.model_args)
     )

@@ -509,7 +509,8 @@ def read(path):
 
 def test_metrics_of_all_stages_in_one_file(fabric, tmp_path):
     path = tmp_path / "metrics.csv"
-    MetricsWriter(path).write("before", [{"stage": "before", "epoch": 1, "loss": 0.1, "elbo": 2.5}])
+    row = {"stage": "before", "epoch": 1, "loss": 0.1, "seconds": 1.0, "elbo": 2.5}
+    MetricsWriter(path).write("before", [row])
     options = {"checkpoint": tmp_path / "state", "epochs": 3}
 
     def stop(epoch, row):
@@ -524,12 +525,13 @@ def test_metrics_of_all_stages_in_one_file(fabric, tmp_path):
     assert [row["epoch"] for row in read(path)] == ["1", "1", "2"]
     # As if killed between the CSV file and the checkpoint: the row of epoch 3 is there already.
     writer = MetricsWriter(path)
-    writer.write("fit", [{"stage": "fit", "epoch": epoch, "loss": -1.0} for epoch in (1, 2, 3)])
+    lost = {"stage": "fit", "loss": -1.0, "seconds": 1.0}
+    writer.write("fit", [{**lost, "epoch": epoch} for epoch in (1, 2, 3)])
     _, history = fit_linear(
         fabric, toy_loader(), metrics=MetricsWriter(path), on_epoch=stop, **options
     )
     before, *rows = read(path)
-    assert list(before) == ["stage", "epoch", "loss", "elbo", "error", "seconds"]
+    assert list(before) == ["stage", "epoch", "loss", "seconds", "elbo", "error"]
     assert (before["stage"], before["elbo"], before["error"]) == ("before", "2.5", "")
     assert [float(row.pop("seconds")) > 0 for row in rows] == [True] * 3
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
@@ -542,9 +544,17 @@ def test_metrics_of_all_stages_in_one_file(fabric, tmp_path):
 
 def test_foreign_metrics_are_not_written_over(tmp_path):
     path = tmp_path / "metrics.csv"
-    for content in [b"a,b\n1,2\n", b"", b"\xff\xfe"]:
+    header = b"stage,epoch,loss,seconds\n"
+    for content in [
+        b"a,b\n1,2\n",
+        b"",
+        b"\xff\xfe",
+        header + b"fit,1,x,2\n",
+        header + b"fit,1",
+        header + b",1,2,3\n",
+    ]:
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="metrics.csv: expected a CSV file"):
+        with pytest.raises(CheckpointError, match="metrics.csv: expected the metrics of a run"):
             MetricsWriter(path)
         assert path.read_bytes() == content
 
