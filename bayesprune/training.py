@@ -1026,28 +1026,7 @@ def evaluate(
     FitError
         If the network's outputs are not finite logits.
     """
-    bins, nll, brier = _Bins(), 0.0, 0.0
-    with _mode(network, training=False), torch.inference_mode():
-        for index, loaded in enumerate(loader):
-            inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
-            logits = _logits(network, inputs)
-            loss = _cross_entropy(logits, targets, reduction="sum").item()
-            if not math.isfinite(loss):
-                raise _not_finite(loss, (inputs, targets), index, "evaluation")
-            probabilities = logits.softmax(dim=1)
-            bins.add(probabilities, targets)
-            nll += loss
-            of_label = probabilities.gather(1, targets.long()[:, None])
-            brier += (probabilities.square().sum() + (1 - 2 * of_label).sum()).item()
-    count, confidence, correct = bins.sums()
-    number = count.sum().item()
-    return {
-        "error": (number - correct.sum().item()) / number,
-        "nll": nll / number,
-        # A bin's share of the examples times |accuracy - confidence| is |sum of differences| / N.
-        "ece": (correct - confidence).abs().sum().item() / number,
-        "brier": brier / number,
-    }
+    return quality(network, loader, device)[0]
 
 
 def reliability(
@@ -1071,13 +1050,52 @@ def reliability(
     DataError, FitError
         See `evaluate`.
     """
-    bins = _Bins()
+    return quality(network, loader, device)[1]
+
+
+def quality(
+    network: nn.Module, loader: Loader, device: torch.device | str | None = None
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """What `evaluate` and `reliability` give, from one pass over the data.
+
+    Parameters
+    ----------
+    network, loader, device
+        See `evaluate`.
+
+    Returns
+    -------
+    metrics, bins : dict
+        See `evaluate` and `reliability`.
+
+    Raises
+    ------
+    DataError, FitError
+        See `evaluate`.
+    """
+    bins, nll, brier = _Bins(), 0.0, 0.0
     with _mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
             inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
-            bins.add(_logits(network, inputs).softmax(dim=1), targets)
+            logits = _logits(network, inputs)
+            loss = _cross_entropy(logits, targets, reduction="sum").item()
+            if not math.isfinite(loss):
+                raise _not_finite(loss, (inputs, targets), index, "evaluation")
+            probabilities = logits.softmax(dim=1)
+            bins.add(probabilities, targets)
+            nll += loss
+            of_label = probabilities.gather(1, targets.long()[:, None])
+            brier += (probabilities.square().sum() + (1 - 2 * of_label).sum()).item()
     count, confidence, correct = bins.sums()
-    return {
+    number = count.sum().item()
+    metrics = {
+        "error": (number - correct.sum().item()) / number,
+        "nll": nll / number,
+        # A bin's share of the examples times |accuracy - confidence| is |sum of differences| / N.
+        "ece": (correct - confidence).abs().sum().item() / number,
+        "brier": brier / number,
+    }
+    return metrics, {
         "count": count.tolist(),
         "confidence": (confidence / count.clamp_min(1)).tolist(),
         "accuracy": (correct / count.clamp_min(1)).tolist(),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -95,6 +96,8 @@ def test_the_folder_is_complete(finished):
         rows = zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True)
         gap = sum(count * abs(right - sure) for count, sure, right in rows)
         assert gap / summary["test_size"] == pytest.approx(summary[name]["ece"], abs=1e-6)
+    assert list(summary["held_out"]) == ["dense", "cut", "pruned"]
+    assert all(set(m) == {"error", "nll", "ece"} for m in summary["held_out"].values())
     assert summary["pruned"]["macs"] <= 0.4 * summary["dense"]["macs"]
     assert summary["method"] == "Dirichlet"
     assert summary["estimator"] == "AnalyticMean"
@@ -111,7 +114,29 @@ def test_the_run_reads_back(finished):
     assert run.posterior.names == ["conv1", "conv2", "conv3", "fc1"]
     data = bp.datasets.load(run.config.data, run.config.seed)
     assert bp.evaluate(run.network, data.test)["error"] == run.summary["pruned"]["error"]
-    assert "<table>" in run._repr_html_()
+    nll = run.summary["pruned"]["nll"]
+    assert f"<td>{nll:.5g}</td>" in run._repr_html_().partition("<td>pruned</td>")[2]
+
+
+class Counted:
+    """A loader that knows how often it was read."""
+
+    def __init__(self, loader):
+        self.dataset, self.loader, self.reads = loader.dataset, loader, 0
+
+    def __iter__(self):
+        self.reads += 1
+        return iter(self.loader)
+
+
+def test_the_test_set_is_read_once_for_each_network(finished, tmp_path, monkeypatch):
+    loaded = bp.datasets.load(finished.config.data, finished.config.seed)
+    test = Counted(loaded.test)
+    data = dataclasses.replace(loaded, test=test)
+    monkeypatch.setattr(experiment.datasets, "load", lambda *arguments: data)
+    args = {"dense": str(finished.folder / "dense.safetensors"), "finetune__epochs": "0"}
+    bp.run_experiment(config(**args), tmp_path / "run")
+    assert test.reads == 2
 
 
 def test_a_finished_folder_is_not_overwritten(finished):

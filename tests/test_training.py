@@ -30,6 +30,7 @@ from bayesprune.training import (
     make_fabric,
     num_steps,
     parameter_groups,
+    quality,
     reliability,
     run_epochs,
     split,
@@ -747,6 +748,13 @@ def test_calibration_error_agrees_with_torchmetrics():
     bins = {name: np.array(values) for name, values in reliability(nn.Identity(), batches).items()}
     gaps = bins["count"] * np.abs(bins["accuracy"] - bins["confidence"])
     assert gaps.sum() / bins["count"].sum() == pytest.approx(reference.item(), abs=1e-6)
+
+
+def test_metrics_and_bins_come_from_one_pass():
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 3), torch.randint(3, (8,))) for _ in range(2)]
+    expected = evaluate(nn.Identity(), batches), reliability(nn.Identity(), batches)
+    assert quality(nn.Identity(), iter(batches)) == expected
 
 
 INPUTS, LABELS = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)

@@ -23,6 +23,7 @@ from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import DataError
 from bayesprune.reporting import map_plots, posterior_plots, run_plots, training_plots
 from bayesprune.reporting._figures import format_count, numbers
+from bayesprune.reporting.summary import METRICS
 
 if TYPE_CHECKING:
     from bayesprune.plan import PruningPlan
@@ -31,15 +32,6 @@ if TYPE_CHECKING:
 _DPI = 170
 _MAX_TABLE_ROWS = 1000
 _NONE = "–"
-_FIELDS = {
-    "error": "Test error",
-    "nll": "NLL (nats)",
-    "ece": "ECE",
-    "macs": "MACs",
-    "params": "Parameters",
-    "weights": "Weights",
-    "latency_ms": "Latency",
-}
 _CHANGES = {
     "macs": ("fewer", "more"),
     "params": ("fewer", "more"),
@@ -404,7 +396,7 @@ def costs(summary: Mapping[str, Any]) -> _Table:
     rows = [
         [title, *(write(field, _number(side, field)) for side in sides.values()), change(field)]
         + [write(field, _number(side, field)) for side in others.values()]
-        for field, title in _FIELDS.items()
+        for field, title in METRICS.items()
     ]
     size = summary.get("test_size")
     caption = f"Measured on {f'{size:,} test examples' if size else 'the test set'}"
