@@ -31,6 +31,15 @@ def container(datasets: Mapping[str, xr.Dataset]) -> Any:
         return arviz.InferenceData(**datasets)
 
 
+def switch_coords(channels: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Coordinates along `switch`, from the original indices, shape ``(C,)``, by group."""
+    return {
+        "switch": [f"{name}:{index}" for name, units in channels.items() for index in units],
+        "layer": ("switch", np.repeat(list(channels), [len(u) for u in channels.values()])),
+        "channel": ("switch", np.concatenate(list(channels.values()))),
+    }
+
+
 def pareto_smooth(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Pareto-smoothed log weights, normalised, in the same order, and k-hat.
 

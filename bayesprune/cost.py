@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bayesprune._describe import html_table
 from bayesprune._modes import evaluating, without_fused_attention
 from bayesprune.batches import as_arguments
 from bayesprune.groups import ChannelGroups
@@ -42,11 +43,8 @@ class Cost:
         return f"{self.macs:,} MACs, {self.params:,} parameters, {self.weights:,} weights"
 
     def _repr_html_(self) -> str:
-        return (
-            "<table><tr><th>MACs</th><th>parameters</th><th>weights</th></tr>"
-            f"<tr><td>{self.macs:,}</td><td>{self.params:,}</td><td>{self.weights:,}</td></tr>"
-            "</table>"
-        )
+        counts = (f"{count:,}" for count in (self.macs, self.params, self.weights))
+        return html_table(["MACs", "parameters", "weights"], [list(counts)])
 
 
 def cost(network: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> Cost:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 import os
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesprune import datasets, diagnostics, models
-from bayesprune._describe import build, describe
+from bayesprune._describe import build, describe, html_table
 from bayesprune._modes import evaluating
 from bayesprune._version import __version__
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
@@ -42,13 +41,20 @@ from bayesprune.objectives import CostConstraint
 from bayesprune.penalties import Penalty
 from bayesprune.plan import Limits, PruningPlan
 from bayesprune.posterior import SwitchPosterior
-from bayesprune.reporting import ReportData, read_summary, write_card, write_report
+from bayesprune.reporting import METRICS, ReportData, read_summary, write_card, write_report
 from bayesprune.selection import ChannelScores, Context, CostLimit, Rule, choose
 from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
 from bayesprune.switches import Switch
-from bayesprune.training import MetricsWriter, evaluate, make_fabric, reliability, train_network
+from bayesprune.training import (
+    MetricsWriter,
+    evaluate,
+    make_fabric,
+    quality,
+    read_metrics,
+    train_network,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import
@@ -86,15 +92,11 @@ class Run:
         )
 
     def _repr_html_(self) -> str:
-        keys = ("error", "nll", "ece", "macs", "params", "weights", "latency_ms")
-        rows = "".join(
-            f"<tr><th>{stage}</th>"
-            + "".join(f"<td>{self.summary[stage][key]:.5g}</td>" for key in keys)
-            + "</tr>"
+        rows = [
+            [stage, *(f"{self.summary[stage][name]:.5g}" for name in METRICS)]
             for stage in ("dense", "pruned")
-        )
-        head = "".join(f"<th>{key}</th>" for key in keys)
-        return f"<table><tr><th></th>{head}</tr>{rows}</table>"
+        ]
+        return html_table(["", *METRICS], rows)
 
 
 class _Folder:
@@ -241,14 +243,13 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
     _take_fit(config, folder, fitted, context, rules)
     metrics = MetricsWriter(folder / "metrics.csv")
     dense = _pretrain(config, folder, data, fabric, metrics, context)
-    dense_metrics = folder.note("dense", partial(_measure, dense, data, fabric))
-    folder.note("reliability/dense", partial(reliability, dense, data.test))
-    folder.note("held_out/dense", partial(evaluate, dense, data.validation))
+    folder.note("test/dense", partial(_test, dense, data, fabric))
+    folder.note("held_out/dense", partial(_held_out, dense, data))
     network, plan, posterior = _rounds(config, rules, folder, data, fabric, metrics, context)
-    pruned_metrics = folder.note("pruned", partial(_measure, network, data, fabric))
-    folder.note("reliability/pruned", partial(reliability, network, data.test))
-    folder.note("held_out/pruned", partial(evaluate, network, data.validation))
-    scratch_metrics = _scratch(config, folder, data, fabric, metrics, dense, plan)
+    folder.note("test/pruned", partial(_test, network, data, fabric))
+    folder.note("held_out/pruned", partial(_held_out, network, data))
+    _scratch(config, folder, data, fabric, metrics, dense, plan)
+    tested = folder.notes("test")
 
     if not metrics.path.exists():
         metrics.write("pretrain", [])  # nothing was trained
@@ -264,12 +265,10 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
         "data": config.data.name,
         "seed": config.seed,
         **({"estimator": type(_estimator(config)).__name__} if posterior else {}),
-        "dense": dense_metrics,
-        "pruned": pruned_metrics,
-        **({"scratch": scratch_metrics} if scratch_metrics else {}),
+        **{name: found["metrics"] for name, found in tested.items()},
         "test_size": len(data.test.dataset),  # type: ignore[arg-type]
         "held_out": folder.notes("held_out"),
-        "reliability": folder.notes("reliability"),
+        "reliability": {name: tested[name]["reliability"] for name in ("dense", "pruned")},
         **({"diagnostics": checked} if (checked := folder.notes("diagnostics")) else {}),
         "architecture": plan.architecture,
         "seconds": {**_seconds(metrics.path), **folder.notes("seconds")},
@@ -377,12 +376,12 @@ def _take_fit(
                 f"here it is to be {target}; fit anew"
             )
     for name in notes:
-        if name in ("dense", "held_out/dense") or name.startswith("diagnostics/"):
+        if name in ("test/dense", "held_out/dense") or name.startswith("diagnostics/"):
             folder.note(name, lambda value=notes[name]: value)
     metrics = MetricsWriter(folder / "metrics.csv")
-    rows = _read_metrics(other / "metrics.csv")
+    rows = read_metrics(other / "metrics.csv")
     for stage in ("pretrain", "fit"):
-        found = [{k: v for k, v in row.items() if v} for row in rows if row["stage"] == stage]
+        found = [row for row in rows if row["stage"] == stage]
         if found:
             metrics.write(stage, found)
     for name in _stages(config):
@@ -490,7 +489,7 @@ def _rounds(
         cut = remove_channels(network, step, example, groups=context.groups)
         network = _placed(cut, config, fabric)
         plan = plan.then(step)
-        folder.note(f"held_out/cut{suffix}", partial(evaluate, network, data.validation))
+        folder.note(f"held_out/cut{suffix}", partial(_held_out, network, data))
         network = _finetune(config, folder, data, fabric, metrics, network, dense, suffix)
     return network, plan, posterior
 
@@ -587,22 +586,20 @@ def _check_posterior(
     """Note the checks that the configuration asks for."""
     checks = config.checks
 
-    def entry(
-        found: diagnostics.Diagnostic, value: float, threshold: float | None
-    ) -> dict[str, Any]:
+    def entry(found: diagnostics.Diagnostic, value: float) -> dict[str, Any]:
         number = value if math.isfinite(value) else None  # JSON knows no infinity; the verdict does
-        return {"value": number, "threshold": threshold, "verdict": found.verdict}
+        return {"value": number, "threshold": found.threshold, "verdict": found.verdict}
 
     def pareto_k() -> dict[str, Any]:
         found = diagnostics.pareto_k(switched, data.train_plain, num_draws=checks.pareto_k)
-        noted = entry(found, found.k, found.threshold)
+        noted = entry(found, found.k)
         if config.data.augment != "none":
             noted["verdict"] += "; measured on the training images as they are, not augmented"
         return noted
 
     def restarts() -> dict[str, Any]:
         found = diagnostics.restarts(again, count=checks.restarts + 1, seed=config.seed)
-        return entry(found, found.largest, 1.01)
+        return entry(found, found.largest)
 
     def averaged() -> dict[str, Any]:
         found = diagnostics.predictive_check(
@@ -612,7 +609,7 @@ def _check_posterior(
             data.validation,
             num_draws=checks.averaged,
         )
-        return entry(found, found.quality.loc["switch-averaged", "nll"], None)
+        return entry(found, found.quality.loc["switch-averaged", "nll"])
 
     named = {
         "Pareto k-hat": (checks.pareto_k, pareto_k),
@@ -731,11 +728,11 @@ def _scratch(
     metrics: MetricsWriter,
     dense: nn.Module,
     plan: PruningPlan,
-) -> dict[str, float] | None:
-    """What a network of the same widths reaches without the weights of the dense one."""
+) -> None:
+    """Test what a network of the same widths reaches without the weights of the dense one."""
     settings = config.scratch
     if settings is None:
-        return None
+        return
     torch.manual_seed(config.seed)
     fresh = fabric.to_device(models.load(config.model, **config.model_args))
     cut = remove_channels(fresh, plan, fabric.to_device(data.example_input))
@@ -761,35 +758,31 @@ def _scratch(
         return network
 
     trained = folder.tensors("scratch", network, train)
-    return folder.note("scratch", partial(_measure, trained, data, fabric))
+    folder.note("test/scratch", partial(_test, trained, data, fabric))
 
 
-def _measure(network: nn.Module, data: Data, fabric: Fabric) -> dict[str, float]:
+def _test(network: nn.Module, data: Data, fabric: Fabric) -> dict[str, dict[str, Any]]:
+    """Metrics and reliability, from one pass over the test set."""
     example = fabric.to_device(data.example_input)
-    quality = evaluate(network, data.test)
-    del quality["brier"]  # run folders hold error, nll and ece
-    return {**quality, **asdict(cost(network, example)), "latency_ms": latency(network, example)}
+    found, reliability = quality(network, data.test)
+    costs = {**asdict(cost(network, example)), "latency_ms": latency(network, example)}
+    return {"metrics": _of_runs({**found, **costs}), "reliability": reliability}
 
 
-def _read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of ``metrics.csv``."""
-    try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            if (reader.fieldnames or [])[:2] != ["stage", "epoch"]:
-                raise ValueError(f"expected columns stage, epoch, …, got {reader.fieldnames}")
-            for row in rows:
-                _ = [float(row[name]) for name in ("epoch", "loss", "seconds")]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise CheckpointError(f"{path}: expected the metrics of a run: {error!r}") from error
-    return rows
+def _held_out(network: nn.Module, data: Data) -> dict[str, float]:
+    """Metrics on held-out training data."""
+    return _of_runs(evaluate(network, data.validation))
+
+
+def _of_runs(found: dict[str, float]) -> dict[str, float]:
+    """Those that run folders hold, in their order."""
+    return {name: found[name] for name in METRICS if name in found}
 
 
 def _seconds(metrics: Path) -> dict[str, float]:
     """Seconds of training by stage, those before an interruption included."""
     seconds: dict[str, float] = {}
-    for row in _read_metrics(metrics):
+    for row in read_metrics(metrics):
         seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + float(row["seconds"])
     return {stage: round(value, 2) for stage, value in seconds.items()}
 
@@ -825,7 +818,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
 
 def rebuild_report(run: Run) -> Path:
     """Write ``report.html``, figures and model card of a run folder anew; returns the page."""
-    rows = _read_metrics(run.folder / "metrics.csv")
+    rows = read_metrics(run.folder / "metrics.csv")
     dense = load_pruned(
         run.folder / "dense.safetensors", models.load(run.config.model, **run.config.model_args)
     )

@@ -21,7 +21,15 @@ class Gradient(ABC):
     def expect(
         self, value: Callable[[Mapping[str, Tensor]], Tensor], active: Mapping[str, Tensor]
     ) -> Tensor:
-        """The expectation of `value` over gates at work or not, differentiable in `active`."""
+        """The expectation of `value` over gates at work or not, differentiable in `active`.
+
+        Parameters
+        ----------
+        value : callable
+            From gates by group, 0 to 1, shape ``(..., C)``, to costs, shape ``(...)``.
+        active : mapping of str to Tensor
+            Probability of each gate to be at work, by group, shape ``(C,)``.
+        """
 
 
 class Pathwise(Gradient):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from bayesprune._arviz import container
+from bayesprune._arviz import container, switch_coords
 from bayesprune._checks import check_integer
 from bayesprune._describe import build, describe
 from bayesprune._modes import evaluating, seeded
@@ -331,13 +331,7 @@ class SwitchPosterior:
         if (switched is None) != (loader is None):
             missing = "switched" if switched is None else "loader"
             raise ConfigError(f"to_arviz: switched and loader go together, got no {missing}")
-        layer = np.concatenate([np.repeat(n, s.size) for n, s in self.switches.items()])
-        channel = np.concatenate([self.channels[name].numpy() for name in self.names])
-        coords = {
-            "switch": [f"{name}:{index}" for name, index in zip(layer, channel, strict=True)],
-            "layer": ("switch", layer),
-            "channel": ("switch", channel),
-        }
+        coords = switch_coords({name: units.numpy() for name, units in self.channels.items()})
         with seeded(0, CPU), torch.no_grad():
             gates, guide, prior = {}, torch.zeros(num_draws), torch.zeros(num_draws)
             for group, switch in self.switches.items():
@@ -377,17 +371,27 @@ class SwitchPosterior:
         if self.has_prior:
             datasets["prior"] = draws(self.prior_sample(num_draws, seed=1))
         if switched is not None and loader is not None:
-            likelihood, targets = self._log_likelihood(gates, switched, loader, progress)
-            examples = ("example", *(f"target_dim_{axis}" for axis in range(1, targets.ndim)))
-            index = {"example": np.arange(len(targets))}
-            datasets["log_likelihood"] = xr.Dataset(
-                {"targets": (("chain", "draw", "example"), likelihood.numpy()[None])},
-                coords={"chain": [0], "draw": np.arange(num_draws), **index},
-            )
-            datasets["observed_data"] = xr.Dataset(
-                {"targets": (examples, targets.numpy())}, coords=index
-            )
+            datasets |= self._likelihood_datasets(gates, switched, loader, progress)
         return container(datasets)
+
+    def _likelihood_datasets(
+        self,
+        gates: Mapping[str, Tensor],
+        switched: SwitchedNetwork,
+        loader: Loader,
+        progress: bool,
+    ) -> dict[str, xr.Dataset]:
+        """The groups ``log_likelihood`` and ``observed_data`` of `to_arviz`."""
+        likelihood, targets = self._log_likelihood(gates, switched, loader, progress)
+        examples = ("example", *(f"target_dim_{axis}" for axis in range(1, targets.ndim)))
+        index = {"example": np.arange(len(targets))}
+        return {
+            "log_likelihood": xr.Dataset(
+                {"targets": (("chain", "draw", "example"), likelihood.numpy()[None])},
+                coords={"chain": [0], "draw": np.arange(len(likelihood)), **index},
+            ),
+            "observed_data": xr.Dataset({"targets": (examples, targets.numpy())}, coords=index),
+        }
 
     def _log_likelihood(
         self,

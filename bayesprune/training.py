@@ -185,6 +185,38 @@ def _average_over_ranks(fabric: Fabric, tensors: Sequence[Tensor]) -> None:
 # --------------------------------------------------------------------------------- reporting
 
 
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Read the file of a `MetricsWriter`.
+
+    Parameters
+    ----------
+    path : path
+        The CSV file.
+
+    Returns
+    -------
+    list of dict
+        One row per epoch, stage after stage: ``stage``, ``epoch``, ``loss``, ``seconds`` and the
+        other cells that are not empty, as text.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or not such a table.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            columns, *lines = csv.reader(file)
+        if columns[:2] != ["stage", "epoch"]:
+            raise ValueError(f"expected columns stage, epoch, …, got {columns}")
+        rows = [{k: v for k, v in zip(columns, cells, strict=True) if v} for cells in lines]
+        for row in rows:
+            _ = row["stage"], *(float(row[name]) for name in ("epoch", "loss", "seconds"))
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise CheckpointError(f"{path}: expected the metrics of a run: {error!r}") from error
+    return rows
+
+
 class MetricsWriter:
     """The rows of all stages of a run in one CSV file.
 
@@ -205,20 +237,8 @@ class MetricsWriter:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._stages: dict[str, list[Mapping[str, Any]]] = {}
-        if not self.path.exists():
-            return
-        try:
-            table = list(csv.reader(io.StringIO(self.path.read_text(encoding="utf-8"))))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise CheckpointError(f"{self.path}: expected a CSV file, got {error}") from error
-        columns = table[0] if table else []
-        if columns[:2] != ["stage", "epoch"]:
-            raise CheckpointError(
-                f"{self.path}: expected a CSV file with columns stage, epoch, …, got {columns}"
-            )
-        for cells in table[1:]:
-            row = {name: cell for name, cell in zip(columns, cells, strict=False) if cell != ""}
-            self._stages.setdefault(row.get("stage", ""), []).append(row)
+        for row in read_metrics(self.path) if self.path.exists() else ():
+            self._stages.setdefault(row["stage"], []).append(row)
 
     def write(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Make ``rows`` the rows of a stage, in place of those it had.
@@ -228,7 +248,7 @@ class MetricsWriter:
         stage : str
             Name of the stage.
         rows : sequence of dict
-            Its rows, each with keys ``stage`` and ``epoch``.
+            Its rows, each with keys ``stage``, ``epoch``, ``loss`` and ``seconds``.
         """
         self._stages[stage] = list(rows)
         every = [row for rows in self._stages.values() for row in rows]
@@ -930,28 +950,7 @@ def evaluate(
     FitError
         If the network's outputs are not finite logits.
     """
-    bins, nll, brier = _Bins(), 0.0, 0.0
-    with in_mode(network, training=False), torch.inference_mode():
-        for index, loaded in enumerate(loader):
-            inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
-            logits = _logits(network, inputs)
-            loss = _cross_entropy(logits, targets, reduction="sum").item()
-            if not math.isfinite(loss):
-                raise _not_finite(loss, (inputs, targets), index, "evaluation")
-            probabilities = logits.softmax(dim=1)
-            bins.add(probabilities, targets)
-            nll += loss
-            of_label = probabilities.gather(1, targets.long()[:, None])
-            brier += (probabilities.square().sum() + (1 - 2 * of_label).sum()).item()
-    count, confidence, correct = bins.sums()
-    number = count.sum().item()
-    return {
-        "error": (number - correct.sum().item()) / number,
-        "nll": nll / number,
-        # A bin's share of the examples times |accuracy - confidence| is |sum of differences| / N.
-        "ece": (correct - confidence).abs().sum().item() / number,
-        "brier": brier / number,
-    }
+    return quality(network, loader, device)[0]
 
 
 def reliability(
@@ -975,13 +974,52 @@ def reliability(
     DataError, FitError
         See `evaluate`.
     """
-    bins = _Bins()
+    return quality(network, loader, device)[1]
+
+
+def quality(
+    network: nn.Module, loader: Loader, device: torch.device | str | None = None
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """What `evaluate` and `reliability` give, from one pass over the data.
+
+    Parameters
+    ----------
+    network, loader, device
+        See `evaluate`.
+
+    Returns
+    -------
+    metrics, bins : dict
+        See `evaluate` and `reliability`.
+
+    Raises
+    ------
+    DataError, FitError
+        See `evaluate`.
+    """
+    bins, nll, brier = _Bins(), 0.0, 0.0
     with in_mode(network, training=False), torch.inference_mode():
         for index, loaded in enumerate(loader):
             inputs, targets = on_device(checked_batch(loaded, index), _device(network, device))
-            bins.add(_logits(network, inputs).softmax(dim=1), targets)
+            logits = _logits(network, inputs)
+            loss = _cross_entropy(logits, targets, reduction="sum").item()
+            if not math.isfinite(loss):
+                raise _not_finite(loss, (inputs, targets), index, "evaluation")
+            probabilities = logits.softmax(dim=1)
+            bins.add(probabilities, targets)
+            nll += loss
+            of_label = probabilities.gather(1, targets.long()[:, None])
+            brier += (probabilities.square().sum() + (1 - 2 * of_label).sum()).item()
     count, confidence, correct = bins.sums()
-    return {
+    number = count.sum().item()
+    metrics = {
+        "error": (number - correct.sum().item()) / number,
+        "nll": nll / number,
+        # A bin's share of the examples times |accuracy - confidence| is |sum of differences| / N.
+        "ece": (correct - confidence).abs().sum().item() / number,
+        "brier": brier / number,
+    }
+    return metrics, {
         "count": count.tolist(),
         "confidence": (confidence / count.clamp_min(1)).tolist(),
         "accuracy": (correct / count.clamp_min(1)).tolist(),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -8,11 +9,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
 import bayesprune as bp
 from bayesprune import experiment, selection, timing
+from bayesprune._arviz import rhat
 from bayesprune.cli import main
 from bayesprune.errors import (
     BudgetError,
@@ -93,6 +96,8 @@ def test_the_folder_is_complete(finished):
         rows = zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True)
         gap = sum(count * abs(right - sure) for count, sure, right in rows)
         assert gap / summary["test_size"] == pytest.approx(summary[name]["ece"], abs=1e-6)
+    assert list(summary["held_out"]) == ["dense", "cut", "pruned"]
+    assert all(set(m) == {"error", "nll", "ece"} for m in summary["held_out"].values())
     assert summary["pruned"]["macs"] <= 0.4 * summary["dense"]["macs"]
     assert summary["method"] == "Dirichlet"
     assert summary["estimator"] == "AnalyticMean"
@@ -109,7 +114,29 @@ def test_the_run_reads_back(finished):
     assert run.posterior.names == ["conv1", "conv2", "conv3", "fc1"]
     data = bp.datasets.load(run.config.data, run.config.seed)
     assert bp.evaluate(run.network, data.test)["error"] == run.summary["pruned"]["error"]
-    assert "<table>" in run._repr_html_()
+    nll = run.summary["pruned"]["nll"]
+    assert f"<td>{nll:.5g}</td>" in run._repr_html_().partition("<td>pruned</td>")[2]
+
+
+class Counted:
+    """A loader that knows how often it was read."""
+
+    def __init__(self, loader):
+        self.dataset, self.loader, self.reads = loader.dataset, loader, 0
+
+    def __iter__(self):
+        self.reads += 1
+        return iter(self.loader)
+
+
+def test_the_test_set_is_read_once_for_each_network(finished, tmp_path, monkeypatch):
+    loaded = bp.datasets.load(finished.config.data, finished.config.seed)
+    test = Counted(loaded.test)
+    data = dataclasses.replace(loaded, test=test)
+    monkeypatch.setattr(experiment.datasets, "load", lambda *arguments: data)
+    args = {"dense": str(finished.folder / "dense.safetensors"), "finetune__epochs": "0"}
+    bp.run_experiment(config(**args), tmp_path / "run")
+    assert test.reads == 2
 
 
 def test_a_finished_folder_is_not_overwritten(finished):
@@ -244,7 +271,14 @@ def test_the_same_widths_from_scratch(finished, tmp_path) -> None:
     assert "scratch" not in finished.summary
 
 
-def test_checks_of_the_posterior_are_reported(finished, tmp_path) -> None:
+def test_checks_of_the_posterior_are_reported(finished, tmp_path, monkeypatch) -> None:
+    restarts, made = bp.diagnostics.restarts, []
+
+    def noted(*arguments: object, **options: object) -> bp.diagnostics.Restarts:
+        made.append(restarts(*arguments, **options))
+        return made[0]
+
+    monkeypatch.setattr(experiment.diagnostics, "restarts", noted)
     checks = {"checks__pareto_k": "100", "checks__restarts": "1", "checks__averaged": "3"}
     args = {"dense": str(finished.folder / "dense.safetensors"), "fit__epochs": "1"}
     run = bp.run_experiment(config(**checks, **args, finetune__epochs="0"), tmp_path / "run")
@@ -255,7 +289,13 @@ def test_checks_of_the_posterior_are_reported(finished, tmp_path) -> None:
         "NLL of averaged predictions",
     ]
     assert found["Pareto k-hat"]["threshold"] == pytest.approx(0.5)
-    assert found["largest R-hat of restarts"]["value"] >= 1
+    fits = made[0].posteriors
+    draws = [fit.sample(1000, run.config.seed + number) for number, fit in enumerate(fits)]
+    chains = torch.stack([torch.cat(list(gates.values()), 1) for gates in draws]).numpy()
+    largest = found["largest R-hat of restarts"]
+    assert largest["value"] == pytest.approx(np.nanmax(rhat(chains)))
+    assert largest["value"] > largest["threshold"] == 1.01
+    assert found["NLL of averaged predictions"]["threshold"] is None
     page = (run.folder / "report.html").read_text()
     assert "Vehtari et al." in page
     assert "Not measured in this run" not in page
@@ -314,7 +354,15 @@ def test_risk_is_of_the_network_without_folded_gates(finished, tmp_path) -> None
     run = bp.run_experiment(
         bp.config.parse_config([*args, "--fit.fold", "false"]), tmp_path / "run"
     )
-    assert run.summary["pruned"]["macs"] <= run.summary["dense"]["macs"]
+    assert run.summary["pruned"]["macs"] < run.summary["dense"]["macs"]
+    dense = bp.models.load(run.config.model, **run.config.model_args)
+    network = bp.load_pruned(finished.folder / "dense.safetensors", dense)
+    data = bp.datasets.load(run.config.data, run.config.seed)
+    groups = bp.trace_groups(network, data.example_input)
+    risk = bp.diagnostics.plan_risk(
+        run.plan, run.posterior, network, groups, data.validation, num_draws=5
+    )
+    assert risk.probability(0.5) >= 0.95
 
 
 def test_an_improper_prior_has_no_k_hat() -> None:

@@ -30,6 +30,7 @@ from bayesprune.training import (
     make_fabric,
     num_steps,
     parameter_groups,
+    quality,
     reliability,
     run_epochs,
     train_network,
@@ -518,7 +519,8 @@ def read(path):
 
 def test_metrics_of_all_stages_in_one_file(fabric, tmp_path):
     path = tmp_path / "metrics.csv"
-    MetricsWriter(path).write("before", [{"stage": "before", "epoch": 1, "loss": 0.1, "elbo": 2.5}])
+    row = {"stage": "before", "epoch": 1, "loss": 0.1, "seconds": 1.0, "elbo": 2.5}
+    MetricsWriter(path).write("before", [row])
     options = {"checkpoint": tmp_path / "state", "epochs": 3}
 
     def stop(epoch, row):
@@ -533,12 +535,13 @@ def test_metrics_of_all_stages_in_one_file(fabric, tmp_path):
     assert [row["epoch"] for row in read(path)] == ["1", "1", "2"]
     # As if killed between the CSV file and the checkpoint: the row of epoch 3 is there already.
     writer = MetricsWriter(path)
-    writer.write("fit", [{"stage": "fit", "epoch": epoch, "loss": -1.0} for epoch in (1, 2, 3)])
+    lost = {"stage": "fit", "loss": -1.0, "seconds": 1.0}
+    writer.write("fit", [{**lost, "epoch": epoch} for epoch in (1, 2, 3)])
     _, history = fit_linear(
         fabric, toy_loader(), metrics=MetricsWriter(path), on_epoch=stop, **options
     )
     before, *rows = read(path)
-    assert list(before) == ["stage", "epoch", "loss", "elbo", "error", "seconds"]
+    assert list(before) == ["stage", "epoch", "loss", "seconds", "elbo", "error"]
     assert (before["stage"], before["elbo"], before["error"]) == ("before", "2.5", "")
     assert [float(row.pop("seconds")) > 0 for row in rows] == [True] * 3
     assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
@@ -551,9 +554,17 @@ def test_metrics_of_all_stages_in_one_file(fabric, tmp_path):
 
 def test_foreign_metrics_are_not_written_over(tmp_path):
     path = tmp_path / "metrics.csv"
-    for content in [b"a,b\n1,2\n", b"", b"\xff\xfe"]:
+    header = b"stage,epoch,loss,seconds\n"
+    for content in [
+        b"a,b\n1,2\n",
+        b"",
+        b"\xff\xfe",
+        header + b"fit,1,x,2\n",
+        header + b"fit,1",
+        header + b",1,2,3\n",
+    ]:
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match="metrics.csv: expected a CSV file"):
+        with pytest.raises(CheckpointError, match="metrics.csv: expected the metrics of a run"):
             MetricsWriter(path)
         assert path.read_bytes() == content
 
@@ -746,6 +757,13 @@ def test_calibration_error_agrees_with_torchmetrics():
     bins = {name: np.array(values) for name, values in reliability(nn.Identity(), batches).items()}
     gaps = bins["count"] * np.abs(bins["accuracy"] - bins["confidence"])
     assert gaps.sum() / bins["count"].sum() == pytest.approx(reference.item(), abs=1e-6)
+
+
+def test_metrics_and_bins_come_from_one_pass():
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 3), torch.randint(3, (8,))) for _ in range(2)]
+    expected = evaluate(nn.Identity(), batches), reliability(nn.Identity(), batches)
+    assert quality(nn.Identity(), iter(batches)) == expected
 
 
 INPUTS, LABELS = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)

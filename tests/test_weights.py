@@ -14,7 +14,6 @@ import bayesprune as bp
 from bayesprune.errors import ConfigError
 from bayesprune.svi import negative_elbo
 from bayesprune.switches import Dirichlet, LogNormal
-from bayesprune.weights import bit_precision
 
 LAYERS = {
     "linear": (nn.Linear(4, 3), (5, 4)),
@@ -136,17 +135,3 @@ def test_frozen_weights_have_no_posterior(network, example):
 def test_bad_hyper_parameters(arguments):
     with pytest.raises(ConfigError, match="GaussianWeights"):
         bp.GaussianWeights(**arguments)
-
-
-def test_bit_precision(network, example):
-    """Bits of the significand by the definition, gates included."""
-    made = switched(network, example, weight_posterior=bp.GaussianWeights(init_sd=0.02))
-    table = bit_precision(made)
-    assert list(table["layer"]) == ["0", "3", "5"]
-    weight = dict(made.network.network.named_modules())["5"].module.weight.detach().double()
-    gate, sd = (getattr(made.guide.switches[1], name)().double() for name in ("mean", "sd"))
-    variance = gate**2 * 0.02**2 + sd**2 * weight**2 + sd**2 * 0.02**2
-    bits = [sum(2 * v < 2.0**-t for t in range(1, 24)) for v in variance.flatten().tolist()]
-    assert table["significand"].iloc[2] == -(-sum(bits) // len(bits))
-    assert (table["bits"] == table["significand"] + table["exponent"] + 1).all()
-    assert (table["bits"] < 32).all()

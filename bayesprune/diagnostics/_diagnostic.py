@@ -11,6 +11,9 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
+LARGEST_RHAT = 1.01
+"""Of chains that agree (Vehtari et al., Bayesian Analysis 2021)."""
+
 
 class Diagnostic(ABC):
     """Abstract: the numbers of a check, as attributes and as a table, with a verdict."""
@@ -19,6 +22,11 @@ class Diagnostic(ABC):
     @abstractmethod
     def verdict(self) -> str:
         """What the numbers mean, with the threshold and its source where there is one."""
+
+    @property
+    def threshold(self) -> float | None:
+        """The largest good value of what is judged; None where there is no such bound."""
+        return None
 
     @abstractmethod
     def to_frame(self) -> pd.DataFrame:

@@ -216,14 +216,6 @@ def _dense(kernel: Tensor, groups: int, layer: StructuredSparseConv2d) -> Tensor
     return dense.index_put((outputs.to(kernel.device), inputs.to(kernel.device)), values)
 
 
-def reduction(kernel_size: int, p: int, g: int) -> float:
-    r"""The share of a layer's weights that is left, about :math:`1/(2g) + 1/(p K^2)`.
-
-    For a 1x1 kernel :math:`1/p`. Exact where p and g divide the numbers of channels.
-    """
-    return 1 / p if kernel_size == 1 else 1 / (2 * g) + 1 / (p * kernel_size**2)
-
-
 def to_structured_sparse(network: nn.Module, p: int, g: int) -> nn.Module:
     """Return a copy of a network with fresh structured sparse convolutions.
 

@@ -28,7 +28,7 @@ def agreement_plot(table: pd.DataFrame, group: str, measure: str = "spearman") -
     Parameters
     ----------
     table : DataFrame
-        From `rank_agreement`.
+        From `bayesprune.diagnostics.rank_agreement`.
     group : str
     measure : {"spearman", "kendall"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,36 +13,9 @@ import yaml
 
 from bayesprune.errors import CheckpointError
 from bayesprune.reporting.run_plots import pareto_plot
+from bayesprune.reporting.summary import METRICS, read_summary
 
 Row = dict[str, Any]
-
-_METRICS = ("error", "nll", "ece", "macs", "params", "weights", "latency_ms")
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """``summary.json`` of a finished run.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing or something else.
-    """
-    file = folder / "summary.json"
-    try:
-        summary = json.loads(file.read_text())
-        for name in ("dense", "pruned"):
-            metrics = {key: float(summary[name][key]) for key in _METRICS}
-            if not all(map(math.isfinite, metrics.values())):
-                raise ValueError(f"{name}: expected finite metrics, got {metrics}")
-        for name in ("model", "data", "method", "seed"):
-            summary[name]
-        sum(summary["seconds"].values())
-        [(group["kept"], group["of"]) for group in summary["architecture"].values()]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: expected a finished run folder: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: expected the summary of a run: {error!r}") from error
-    return summary
 
 
 def collect_runs(folders: Sequence[Path]) -> list[Row]:
@@ -82,8 +54,8 @@ def collect_runs(folders: Sequence[Path]) -> list[Row]:
             "architecture": "-".join(str(g["kept"]) for g in summary["architecture"].values()),
             "seconds": sum(summary["seconds"].values()),
         }
-        row |= {f"dense.{name}": summary["dense"][name] for name in _METRICS}
-        row |= {name: summary["pruned"][name] for name in _METRICS}
+        row |= {f"dense.{name}": summary["dense"][name] for name in METRICS}
+        row |= {name: summary["pruned"][name] for name in METRICS}
         row["scratch.error"] = summary.get("scratch", {}).get("error")
         row["repeat"] = 1 + sum(_same_run(row, other) for other in rows)
         rows.append(row)
@@ -114,7 +86,7 @@ def average_over_seeds(runs: Sequence[Row]) -> list[Row]:
         row: Row = dict(zip(keys, values, strict=True))
         row["folders"] = ", ".join(r["folder"] for r in same)
         row |= {"seeds": len(same), "architecture": ", ".join(r["architecture"] for r in same)}
-        for name in ("seconds", *_METRICS, *(f"dense.{name}" for name in _METRICS)):
+        for name in ("seconds", *METRICS, *(f"dense.{name}" for name in METRICS)):
             numbers = [run[name] for run in same]
             row[name] = statistics.mean(numbers)
             row[f"{name}_sd"] = statistics.stdev(numbers) if len(numbers) > 1 else None

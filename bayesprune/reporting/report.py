@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import DataError
 from bayesprune.reporting import map_plots, posterior_plots, run_plots, training_plots
 from bayesprune.reporting._figures import format_count, numbers
+from bayesprune.reporting.summary import METRICS
 
 if TYPE_CHECKING:
     from bayesprune.plan import PruningPlan
@@ -30,15 +32,6 @@ if TYPE_CHECKING:
 _DPI = 170
 _MAX_TABLE_ROWS = 1000
 _NONE = "–"
-_FIELDS = {
-    "error": "Test error",
-    "nll": "NLL (nats)",
-    "ece": "ECE",
-    "macs": "MACs",
-    "params": "Parameters",
-    "weights": "Weights",
-    "latency_ms": "Latency",
-}
 _CHANGES = {
     "macs": ("fewer", "more"),
     "params": ("fewer", "more"),
@@ -64,7 +57,7 @@ class ReportData:
         before fine-tuning, ``pruned``), ``reliability`` (of ``dense`` and ``pruned``, see
         `bayesprune.training.reliability`), ``test_size`` (number of test examples, turns fractions
         into counts), and ``diagnostics`` of the posterior approximation: by name a mapping of
-        ``value``, ``threshold``, ``verdict`` (in words) and ``source``, any of which may be absent.
+        ``value``, ``threshold`` and ``verdict`` (in words), any of which may be absent.
     plan : PruningPlan
         What was kept.
     posterior : SwitchPosterior, optional
@@ -225,14 +218,6 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """Compute the 95% score interval of a proportion (Wilson, JASA 1927)."""
-    z2 = 1.96**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def title(summary: Mapping[str, Any]) -> str:
     """Name the network and the method."""
     return f"{short_name(summary['model'])} pruned by {short_name(summary['method'])}"
@@ -322,11 +307,12 @@ def _cost(summary: Mapping[str, Any]) -> str:
     )
     size = summary.get("test_size")
     if size:
-        low, high = _wilson(after, size)
+        wrong = round(after * size)
+        interval = binomtest(wrong, size).proportion_ci(method="wilson")
         text += (
-            f": {round(before * size)} wrong of {size:,} before, {round(after * size)} after. "
-            f"The luck of the test sample alone leaves {_percent(low)} to {_percent(high)} for the "
-            "pruned network (95% interval)"
+            f": {round(before * size)} wrong of {size:,} before, {wrong} after. The luck of the "
+            f"test sample alone leaves {_percent(interval.low)} to {_percent(interval.high)} for "
+            "the pruned network (95% interval, Wilson, JASA 1927)"
         )
     text += "."
     held_out = summary.get("held_out", {})
@@ -410,7 +396,7 @@ def costs(summary: Mapping[str, Any]) -> _Table:
     rows = [
         [title, *(write(field, _number(side, field)) for side in sides.values()), change(field)]
         + [write(field, _number(side, field)) for side in others.values()]
-        for field, title in _FIELDS.items()
+        for field, title in METRICS.items()
     ]
     size = summary.get("test_size")
     caption = f"Measured on {f'{size:,} test examples' if size else 'the test set'}"
@@ -465,7 +451,7 @@ def _checks(summary: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         isinstance(entry, Mapping) for entry in entries.values()
     ):
         raise DataError(
-            f"diagnostics: expected a mapping of names to value, threshold, verdict and source, "
+            f"diagnostics: expected a mapping of names to value, threshold and verdict, "
             f"got {entries!r}"
         )
     return entries
@@ -482,13 +468,12 @@ def _diagnostics(summary: Mapping[str, Any]) -> _Table | None:
 
     rows = []
     for name, entry in entries.items():
-        value, threshold, verdict, source = (
+        value, threshold, verdict = (
             None if entry.get(key) is None else write(entry[key])
-            for key in ("value", "threshold", "verdict", "source")
+            for key in ("value", "threshold", "verdict")
         )
         number = (value or _NONE) + (f" (threshold {threshold})" if threshold else "")
-        words = (verdict or _NONE) + (f" [{source}]" if source else "")
-        rows.append([str(name), number, words])
+        rows.append([str(name), number, verdict or _NONE])
     return _Table("Checks of the approximation", ["Check", "Value", "Verdict"], rows)
 
 

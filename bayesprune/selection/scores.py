@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bayesprune._checks import check_choice
 from bayesprune._describe import html_table
-from bayesprune.errors import PlanError
+from bayesprune.errors import ConfigError, PlanError
 
 Normalisation = Literal["l2", "none"]
 

@@ -21,7 +21,8 @@ from records import RESULTS
 
 import bayesprune as bp
 from bayesprune import datasets
-from bayesprune.reporting import agreement_plot, rank_agreement
+from bayesprune.diagnostics import rank_agreement
+from bayesprune.reporting import agreement_plot
 
 TEXT = """\
 # Agreement of rankings

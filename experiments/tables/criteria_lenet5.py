@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Subset
 import bayesprune as bp
 from bayesprune import criteria, datasets
 from bayesprune.config import load_config
-from bayesprune.reporting import agreement_plot, rank_agreement, rank_stability
+from bayesprune.diagnostics import rank_agreement, rank_stability
+from bayesprune.reporting import agreement_plot
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 BUDGETS = (0.3, 0.15, 0.08)

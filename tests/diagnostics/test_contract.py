@@ -37,6 +37,8 @@ RESULTS = {
 }
 SOURCED = {"Calibration": "0.01", "NutsReference": "1.01", "ParetoK": "0.67", "Restarts": "1.01"}
 
+THRESHOLDS = {"NutsReference": 1.01, "ParetoK": pytest.approx(2 / 3), "Restarts": 1.01}
+
 
 def test_all_results_are_here():
     members = [getattr(diagnostics, name) for name in diagnostics.__all__]
@@ -49,6 +51,7 @@ def test_results_read_well(name):
     result = RESULTS[name]()
     assert str(result) == repr(result) == f"{name}: {result.verdict}"
     assert len(result.verdict) > 40
+    assert result.threshold == THRESHOLDS.get(name)
     if name in SOURCED:
         assert SOURCED[name] in result.verdict
         assert re.search(r"(Vehtari|Talts) et al\., .*20\d\d", result.verdict)

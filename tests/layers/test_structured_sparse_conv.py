@@ -11,7 +11,6 @@ from torch import nn
 from bayesprune import models
 from bayesprune.errors import ConfigError
 from bayesprune.layers import StructuredSparseConv2d, sparse_patterns, to_structured_sparse
-from bayesprune.layers.structured_sparse_conv import reduction
 
 
 def mask(layer: StructuredSparseConv2d) -> torch.Tensor:
@@ -85,10 +84,13 @@ def test_depthwise_grouped_and_pointwise_are_special_cases() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "p", "g"), [(3, 4, 8), (3, 16, 2), (5, 8, 4), (1, 8, 1)])
-def test_the_reduction_formula_is_exact_for_divisors(kernel: int, p: int, g: int) -> None:
+def test_the_share_of_weights_is_that_of_the_formula_for_divisors(
+    kernel: int, p: int, g: int
+) -> None:
     made = StructuredSparseConv2d(16, 32, kernel, p, g, bias=False)
     weights = sum(parameter.numel() for parameter in made.parameters())
-    assert weights / (16 * 32 * kernel**2) == pytest.approx(reduction(kernel, p, g), rel=1e-12)
+    share = 1 / p if kernel == 1 else 1 / (2 * g) + 1 / (p * kernel**2)
+    assert weights / (16 * 32 * kernel**2) == pytest.approx(share, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["vgg19", "resnet32"])

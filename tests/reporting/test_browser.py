@@ -193,7 +193,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "value": 1.31,
         "threshold": 0.7,
         "verdict": "The guide is too far from the posterior for importance sampling to help.",
-        "source": "Vehtari et al., 2024",
     }
     summary = {
         "method": "Dirichlet",

@@ -271,14 +271,12 @@ def test_checks_of_the_approximation(tmp_path: Path) -> None:
             "value": 1.3125,
             "threshold": 0.7,
             "verdict": "<too far>",
-            "source": "Vehtari et al., 2024",
         },
         "Restarts": {"value": "3 fits"},
     }
     words = text(tmp_path, replace(FULL, summary={**summary(), "diagnostics": checks}))
     assert (
-        "Check Value Verdict Pareto k-hat 1.31 (threshold 0.7) <too far> [Vehtari et al., 2024] "
-        "Restarts 3 fits –" in words
+        "Check Value Verdict Pareto k-hat 1.31 (threshold 0.7) <too far> Restarts 3 fits –" in words
     )
     assert "Checks: Pareto k-hat 1.31 failed (threshold 0.7); Restarts 3 fits." in words
     assert "Not measured in this run" not in words

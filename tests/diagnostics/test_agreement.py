@@ -7,8 +7,8 @@ from scipy import stats
 from torch import nn
 
 import bayesprune as bp
-from bayesprune.errors import ConfigError, DataError, PlanError
-from bayesprune.reporting import agreement_plot, rank_agreement, rank_stability
+from bayesprune.diagnostics import rank_agreement, rank_stability
+from bayesprune.errors import ConfigError, PlanError
 from bayesprune.selection import ChannelScores
 
 
@@ -135,38 +135,3 @@ def test_weights_alone_are_perfectly_stable_and_few_data_are_not() -> None:
 def test_too_few_resamples() -> None:
     with pytest.raises(ConfigError, match="bootstraps: expected an integer of at least 3, got 2"):
         rank_stability(bp.criteria.Fisher(), nn.Identity(), None, [], 2)
-
-
-# figure -------------------------------------------------------------------------------------------
-
-
-def test_cells_show_the_table(three) -> None:
-    table = rank_agreement(three)
-    figure = agreement_plot(table, "a")
-    axes, bar = figure.axes
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["up", "down"]
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["down", "some"]
-    assert axes.get_title("left") == "a"
-    cells = axes.images[0].get_array()
-    assert cells[0, 0] == pytest.approx(-1)
-    assert cells[1].tolist() == pytest.approx([0.8, -0.8])
-    assert cells.mask.tolist() == [[False, True], [False, False]]
-    assert sorted(t.get_text() for t in axes.texts) == ["-.80", "-1", ".80"]
-    assert "Spearman" in bar.get_ylabel()
-    kendall = agreement_plot(table, "a", "kendall")
-    assert sorted(t.get_text() for t in kendall.axes[0].texts) == ["-.67", "-1", ".67"]
-
-
-def test_unknown_agreement_is_hatched() -> None:
-    table = rank_agreement({"flat": scores(a=[1.0, 1, 1]), "steep": scores(a=[1.0, 2, 3])})
-    axes = agreement_plot(table, "a").axes[0]
-    assert [patch.get_hatch() for patch in axes.patches] == ["////"]
-    assert not axes.texts
-
-
-def test_figure_refuses(three) -> None:
-    table = rank_agreement(three)
-    with pytest.raises(PlanError, match=r"expected a group of the table \['a', 'b'\], got 'c'"):
-        agreement_plot(table, "c")
-    with pytest.raises(DataError, match="expected 'spearman' or 'kendall', got 'pearson'"):
-        agreement_plot(table, "a", "pearson")

@@ -17,11 +17,11 @@ from pyro.infer import MCMC, NUTS
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from bayesprune._arviz import container, ess, rhat
+from bayesprune._arviz import container, ess, rhat, switch_coords
 from bayesprune._checks import check_integer
 from bayesprune._modes import evaluating, seeded
 from bayesprune.batches import Loader
-from bayesprune.diagnostics._diagnostic import Diagnostic, has_display
+from bayesprune.diagnostics._diagnostic import LARGEST_RHAT, Diagnostic, has_display
 from bayesprune.diagnostics._joint import (
     check_density,
     device_of,
@@ -73,10 +73,15 @@ class NutsReference(Diagnostic):
         return {name: ess(gates.numpy()) for name, gates in self.draws.items()}
 
     @property
+    def threshold(self) -> float:
+        """The largest good R-hat, 1.01."""
+        return LARGEST_RHAT
+
+    @property
     def is_good(self) -> bool:
         """Whether all chains agree, are long enough and have no divergence."""
         worst, least = self._worst()
-        return worst <= 1.01 and least >= 100 * self._chains() and self.divergences == 0
+        return worst <= self.threshold and least >= 100 * self._chains() and self.divergences == 0
 
     def _chains(self) -> int:
         return len(next(iter(self.draws.values())))
@@ -92,9 +97,9 @@ class NutsReference(Diagnostic):
         worst, least = self._worst()
         means = "the chains can serve as reference" if self.is_good else "do not rely on them"
         return (
-            f"largest R-hat {worst:.3f} (at most 1.01), least effective size {least:.0f} (at least "
-            f"100 per chain, {100 * self._chains()}; both Vehtari et al., Bayesian Analysis 2021), "
-            f"{self.divergences} divergences (0): {means}"
+            f"largest R-hat {worst:.3f} (at most {self.threshold}), least effective size "
+            f"{least:.0f} (at least 100 per chain, {100 * self._chains()}; both Vehtari et al., "
+            f"Bayesian Analysis 2021), {self.divergences} divergences (0): {means}"
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -117,14 +122,10 @@ class NutsReference(Diagnostic):
     def to_arviz(self) -> Any:
         """The draws for ArviZ, named as `SwitchPosterior.to_arviz` names them."""
         gates = torch.cat(list(self.draws.values()), -1).numpy()
-        sizes = {name: draws.shape[-1] for name, draws in self.draws.items()}
-        coords = {
-            "switch": [f"{name}:{i}" for name, size in sizes.items() for i in range(size)],
-            "layer": ("switch", np.repeat(list(sizes), list(sizes.values()))),
-            "channel": ("switch", np.concatenate([np.arange(size) for size in sizes.values()])),
-        }
+        units = {name: np.arange(draws.shape[-1]) for name, draws in self.draws.items()}
         dims = ("chain", "draw", "switch")
-        return container({"posterior": xr.Dataset({"gate": (dims, gates)}, coords=coords)})
+        dataset = xr.Dataset({"gate": (dims, gates)}, coords=switch_coords(units))
+        return container({"posterior": dataset})
 
     def compare(
         self, posterior: SwitchPosterior, truth: Mapping[str, Tensor] | None = None

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 
 from bayesprune._arviz import rhat
 from bayesprune._checks import check_integer
-from bayesprune.diagnostics._diagnostic import Diagnostic, shown
+from bayesprune.diagnostics._diagnostic import LARGEST_RHAT, Diagnostic, shown
+from bayesprune.diagnostics.agreement import rank_agreement
 from bayesprune.errors import PlanError
 from bayesprune.posterior import SwitchPosterior
 
@@ -43,9 +42,14 @@ class Restarts(Diagnostic):
     overlap: dict[str, float]
 
     @property
+    def threshold(self) -> float:
+        """The largest good R-hat, 1.01."""
+        return LARGEST_RHAT
+
+    @property
     def is_good(self) -> bool:
-        """Whether the largest R-hat is at most 1.01."""
-        return self.largest <= 1.01
+        """Whether the largest R-hat is at most the threshold."""
+        return self.largest <= self.threshold
 
     @property
     def largest(self) -> float:
@@ -56,7 +60,7 @@ class Restarts(Diagnostic):
     @property
     def verdict(self) -> str:
         values = np.concatenate(list(self.rhat.values()))
-        over = int((values > 1.01).sum())
+        over = int((values > self.threshold).sum())
         means = (
             "restarts agree"
             if self.is_good
@@ -65,8 +69,8 @@ class Restarts(Diagnostic):
         worst = min(self.overlap, key=lambda name: self.overlap[name])
         return (
             f"largest R-hat between {len(self.posteriors)} restarts {self.largest:.3f}, {over} "
-            f"of {len(values)} channels above 1.01 (Vehtari et al., Bayesian Analysis 2021): "
-            f"{means}; best channels shared by two restarts, least in {worst}: "
+            f"of {len(values)} channels above {self.threshold} (Vehtari et al., Bayesian Analysis "
+            f"2021): {means}; best channels shared by two restarts, least in {worst}: "
             f"{self.overlap[worst]:.0%}"
         )
 
@@ -140,19 +144,15 @@ def restarts(
         raise PlanError(f"restarts: expected posteriors of the same groups, got {sizes}")
     counts = _counts(best, sizes[0])
     draws = [p.sample(num_draws, seed + number) for number, p in enumerate(posteriors)]
-    scores = [posterior.scores() for posterior in posteriors]
-    found: tuple[dict[str, np.ndarray], dict[str, float], dict[str, float]] = ({}, {}, {})
+    rhats = {name: rhat(torch.stack([gates[name] for gates in draws]).numpy()) for name in counts}
+    scores = {str(number): posterior.scores() for number, posterior in enumerate(posteriors)}
+    pairs = rank_agreement(scores).groupby("group")["spearman"]
+    spearman = {str(name): float(np.asarray(values).mean()) for name, values in pairs}
+    overlap = {}
     for name, k in counts.items():
-        found[0][name] = rhat(torch.stack([gates[name] for gates in draws]).numpy())
-        ranks, shared = [], []
-        for one, other in combinations(scores, 2):
-            a, b = one.values[name].numpy(), other.values[name].numpy()
-            varies = min(len(np.unique(a)), len(np.unique(b))) > 1
-            correlation: Any = spearmanr(a, b) if varies else None
-            ranks.append(correlation.statistic if varies else np.nan)
-            shared.append(len(set(one.best(name, k)) & set(other.best(name, k))) / k)
-        found[1][name], found[2][name] = float(np.mean(ranks)), float(np.mean(shared))
-    return Restarts(posteriors, *found)
+        best_of = [set(one.best(name, k)) for one in scores.values()]
+        overlap[name] = float(np.mean([len(a & b) / k for a, b in combinations(best_of, 2)]))
+    return Restarts(posteriors, rhats, spearman, overlap)
 
 
 def _counts(best: int | float | Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:

@@ -37,10 +37,17 @@ def test_restarts_that_do_not(gaussian):
     found = restarts(fitted(gaussian, *locs), 2, count=2, progress=False)
     assert not found.is_good
     assert found.spearman["a"] == pytest.approx(spearmanr(*locs).statistic)
+    assert found.largest == found.rhat["a"].max() > 1.05
     assert found.overlap["a"] == 0.5  # 2 and 3 against 1 and 3
     np.testing.assert_array_equal(found.rhat["a"] > 1.05, [False, True, True, False])
     assert "2 of 4 channels above 1.01" in found.verdict
     assert len(found.posteriors) == 2
+
+
+def test_equal_channels_have_no_ranks_to_agree(gaussian):
+    locs = [[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]]
+    found = restarts(fitted(gaussian, *locs), count=3, progress=False)
+    assert np.isnan(found.spearman["a"])  # not the mean over the pairs that have some
 
 
 def test_seeds_count_on_and_fits_are_real(gaussian):

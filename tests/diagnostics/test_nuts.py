@@ -45,6 +45,7 @@ def test_chains_can_be_trusted(reference):
     inference = reference.to_arviz()
     assert inference["posterior"]["gate"].shape == (2, 2500, 3)
     assert list(inference["posterior"]["layer"].values) == ["0"] * 3
+    assert list(inference["posterior"]["switch"].values) == ["0:0", "0:1", "0:2"]
     bad = NutsReference({"0": reference.draws["0"] + torch.tensor([0.0, 3.0])[:, None, None]}, 0)
     assert not bad.is_good
     assert "do not rely" in bad.verdict
