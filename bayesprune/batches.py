@@ -101,5 +101,14 @@ def checked_batch(batch: Any, index: int) -> Batch:
         got += f" ({', '.join(shown(part) for part in batch)})"
     raise DataError(
         "loader: expected batches (inputs, targets) of two tensors with the same number of rows, "
-        f"at least 1; got {got} in batch {index}"
+        f"at least 1; got {got} in batch {index}. Several inputs come in a tuple of their own, "
+        "((a, b), targets)"
     )
+
+
+def check_finite(batch: Batch, index: int, where: str) -> None:
+    """Raise DataError if a batch, at place `index` in its loader, has NaN or inf."""
+    if any(t.is_floating_point() and not t.isfinite().all() for t in tensors_of(batch)):
+        raise DataError(
+            f"loader: expected finite values, got NaN or inf in batch {index} ({where})"
+        )

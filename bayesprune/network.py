@@ -193,6 +193,13 @@ class SwitchedNetwork(PyroModule):
         sizes = groups.sizes
 
         prototypes = dict.fromkeys(groups, switch) if isinstance(switch, Switch) else switch
+        if not isinstance(prototypes, Mapping) or not all(
+            isinstance(prototype, Switch) for prototype in prototypes.values()
+        ):
+            raise ConfigError(
+                "switch: expected a Switch like Dirichlet(), or a mapping of group names to such, "
+                f"got {switch!r}"
+            )
         unknown = set(prototypes) - set(groups)
         if unknown:
             raise PlanError(f"switches for unknown groups: {', '.join(sorted(unknown))}")

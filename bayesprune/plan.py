@@ -191,6 +191,8 @@ class Limits:
         minima = self.minimum.values() if isinstance(self.minimum, dict) else [self.minimum]
         if any(number < 1 for number in minima):
             raise ConfigError(f"minimum: expected at least 1 unit per group, got {self.minimum}")
+        if isinstance(self.protect, str):
+            raise ConfigError(f"protect: expected a list of group names, got {self.protect!r}")
         if self.round_to < 1:
             raise ConfigError(f"round_to: expected at least 1, got {self.round_to}")
 

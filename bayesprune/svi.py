@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sized
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -112,6 +113,7 @@ def fit_switches(
         raise ConfigError("fit_switches: joint=False needs frozen weights (train_weights=False)")
     if constraint is not None and not joint:
         raise ConfigError("fit_switches: a cost constraint needs all groups at once (joint=True)")
+    _compare_sizes(switched.num_data, loader)
     estimator = estimator or _own_estimator(switched)
     fabric = fabric or make_fabric()
     guide = switched.guide
@@ -169,6 +171,18 @@ class _Clock:
 
     progress = 0.0
     elapsed = 0.0
+
+
+def _compare_sizes(num_data: int, loader: Loader) -> None:
+    """Warn of a divergence that is weighed for another number of examples, if that is clear."""
+    dataset = getattr(loader, "dataset", None)
+    size = len(dataset) if isinstance(dataset, Sized) else num_data
+    if not size / 2 <= num_data <= 2 * size:
+        warnings.warn(
+            f"num_data: the training set has {size} examples, the switched network was made for "
+            f"{num_data}; the divergence from the prior counts {size / num_data:.3g} times as much",
+            stacklevel=3,
+        )
 
 
 def _own_estimator(switched: SwitchedNetwork) -> Estimator:

@@ -41,9 +41,9 @@ from bayesprune.batches import (
     Inputs,
     Loader,
     as_arguments,
+    check_finite,
     checked_batch,
     on_device,
-    tensors_of,
 )
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
 from bayesprune.errors import BayespruneError, CheckpointError, ConfigError, DataError, FitError
@@ -434,6 +434,7 @@ def run_epochs(
             started = time.perf_counter()
             sizes: list[int] = []
             terms: dict[str, list[Tensor]] = {}
+            before = [buffer.clone() for buffer in module.buffers()]
             for index, batch in _batches(fabric, loader, steps, seed, stage, epoch):
                 done = (epoch - 1) * steps + len(sizes)
                 if before_step is not None:
@@ -445,7 +446,11 @@ def run_epochs(
                 if not math.isfinite(loss):
                     optimizer.zero_grad()
                     where = f"{stage}, epoch {epoch}, step {len(sizes) + 1} of {steps}"
-                    raise _not_finite(loss, batch, index, where)
+                    try:
+                        raise _not_finite(module, loss, batch, index, where, trained=done > 0)
+                    finally:  # running statistics that have seen it would spoil the network
+                        for buffer, value in zip(module.buffers(), before, strict=True):
+                            buffer.copy_(value)
                 _average_over_ranks(fabric, [p.grad for p in trained if p.grad is not None])
                 optimizer.step()
                 if after_step is not None:
@@ -542,24 +547,38 @@ def _seed_everything(*key: object) -> int:
     return value
 
 
-def _not_finite(loss: float, batch: Batch, index: int, where: str) -> Exception:
-    if any(t.is_floating_point() and not t.isfinite().all() for t in tensors_of(batch)):
-        return DataError(
-            f"loader: expected finite values, got NaN or inf in batch {index} ({where})"
-        )
+def _not_finite(
+    network: nn.Module, loss: float, batch: Batch, index: int, where: str, *, trained: bool
+) -> FitError:
+    """Who is to blame for a loss that is not finite: the network, or its training.
+
+    Raises DataError if the data are.
+    """
+    check_finite(batch, index, where)
+    if broken := _broken(network):
+        advice = "; try a lower learning rate" if trained else ""
+        return FitError(f"{where}: expected finite parameters, got NaN or inf in {broken}{advice}")
+    advice = "so try a lower learning rate" if trained else "and so is the network: it overflows"
     return FitError(
         f"{where}: expected a finite loss, got {loss}; the data of this batch (index {index}) are "
-        "finite, so try a lower learning rate"
+        f"finite, {advice}"
     )
 
 
-def _check_parameters(module: nn.Module, where: str) -> None:
+def _broken(module: nn.Module) -> str | None:
+    """The name of the first parameter with NaN or inf, or buffer with NaN: masks have inf."""
     for name, parameter in module.named_parameters():
         if not parameter.isfinite().all():
-            raise FitError(
-                f"{where}: expected finite parameters, got NaN or inf in {name}; "
-                "try a lower learning rate"
-            )
+            return name
+    return next((name for name, buffer in module.named_buffers() if buffer.isnan().any()), None)
+
+
+def _check_parameters(module: nn.Module, where: str) -> None:
+    if broken := _broken(module):
+        raise FitError(
+            f"{where}: expected finite parameters, got NaN or inf in {broken}; "
+            "try a lower learning rate"
+        )
 
 
 def _means(
@@ -1004,7 +1023,8 @@ def quality(
             logits = _logits(network, inputs)
             loss = _cross_entropy(logits, targets, reduction="sum").item()
             if not math.isfinite(loss):
-                raise _not_finite(loss, (inputs, targets), index, "evaluation")
+                batch = inputs, targets
+                raise _not_finite(network, loss, batch, index, "evaluation", trained=False)
             probabilities = logits.softmax(dim=1)
             bins.add(probabilities, targets)
             nll += loss

@@ -444,6 +444,20 @@ def test_parameters_that_are_not_finite(deep, fit):
         fit(switched, DataLoader(data, 20))
 
 
+def test_another_number_of_examples_is_told(deep, fit):
+    network, groups, data = deep
+    switched = bp.SwitchedNetwork(network, groups, Dirichlet(), num_data=3)  # of batches
+    with pytest.warns(UserWarning, match=r"has 60 examples, .* made for 3; .* counts 20 times"):
+        fit(switched, DataLoader(data, 20))
+
+
+@pytest.mark.parametrize("switch", [Dirichlet, None, "Dirichlet", {"0": "Dirichlet"}])
+def test_what_is_no_switch_is_refused(deep, switch):
+    network, groups, _ = deep
+    with pytest.raises(ConfigError, match="expected a Switch like Dirichlet"):
+        bp.SwitchedNetwork(network, groups, switch, num_data=60)
+
+
 # Networks with several arguments -----------------------------------------------------------------
 
 

@@ -349,6 +349,32 @@ def test_data_that_are_not_finite(fabric):
         evaluate(nn.Linear(4, 3), batches)
 
 
+def test_data_that_are_not_finite_leave_no_trace_in_running_statistics():
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    batches = [(torch.rand(3, 4), torch.zeros(3, dtype=torch.long)) for _ in range(2)]
+    batches[1][0][1, 2] = math.nan
+    with pytest.raises(DataError, match="batch 1"):
+        train_network(network, batches, TrainConfig(epochs=1), progress=False)
+    assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
+
+
+def test_a_network_that_is_not_finite_is_named_without_advice():
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    batches = [(torch.rand(3, 4), torch.zeros(3, dtype=torch.long))]
+    network[1].running_mean[1] = math.nan
+    with pytest.raises(FitError, match=r"finite parameters, got NaN or inf in 1\.running_mean$"):
+        evaluate(network, batches)
+    with torch.no_grad():
+        network[0].weight[0, 0] = math.nan
+    with pytest.raises(FitError, match=r"step 1 of 1: .* in 0\.weight$"):
+        train_network(network, batches, TrainConfig(epochs=1), progress=False)
+    with torch.no_grad():
+        network[0].weight.fill_(3e38)
+        network[1].running_mean.zero_()
+    with pytest.raises(FitError, match="it overflows"):
+        evaluate(network, batches)
+
+
 def test_parameters_that_are_not_finite_are_not_saved(fabric, tmp_path):
     def step(batch):
         return {"loss": network.weight.square().sum().sqrt()}  # its gradient at 0 is NaN
@@ -793,7 +819,7 @@ def test_batches_that_do_not_fit_the_network(fabric, network, batch, error, mess
 def test_outputs_that_are_not_finite():
     network = nn.Linear(4, 3)
     nn.init.constant_(network.weight, math.nan)
-    with pytest.raises(FitError, match="evaluation: expected a finite loss, got nan"):
+    with pytest.raises(FitError, match="evaluation: expected finite parameters, .* in weight"):
         evaluate(network, toy_batches())
 
 

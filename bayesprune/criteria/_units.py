@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesprune.batches import Batch, Inputs, checked_batch, joined, of_each, on_device
+from bayesprune.batches import (
+    Batch,
+    Inputs,
+    check_finite,
+    checked_batch,
+    joined,
+    of_each,
+    on_device,
+)
 from bayesprune.errors import DataError
 from bayesprune.gating import Gated, GatedNetwork
 from bayesprune.groups import ChannelGroup, ChannelGroups, Role, Slice
@@ -97,11 +105,12 @@ def batches(
     Raises
     ------
     DataError
-        If there are none, or one is not (inputs, targets).
+        If there are none, or one is not (inputs, targets) or not finite.
     """
     seen = 0
     for index, loaded in enumerate(loader):
         batch = checked_batch(loaded, index)
+        check_finite(batch, index, who)
         size = len(batch[1])
         left = size if examples is None else min(size, examples - seen)
         yield on_device(of_each(batch, lambda tensor, left=left: tensor[:left]), device)

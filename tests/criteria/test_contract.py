@@ -80,6 +80,15 @@ def test_needs_data(member, network, groups) -> None:
         member().scores(network, groups, [])
 
 
+@pytest.mark.parametrize("member", NEED_DATA)
+def test_data_that_are_not_finite_are_named(member, network, groups, data) -> None:
+    first, second = (data[i : i + 4] for i in (0, 4))
+    broken = second[0].clone()
+    broken[1] = torch.nan
+    with pytest.raises(DataError, match=rf"NaN or inf in batch 1 \({member.__name__}\)"):
+        member().scores(network, groups, [first, (broken, second[1])])
+
+
 @pytest.mark.parametrize("member", [m for m in MEMBERS if m not in NEED_DATA])
 def test_needs_no_data(member, network, groups) -> None:
     assert member().scores(network, groups, []).values
@@ -219,12 +228,11 @@ def test_fisher_of_a_unit_that_nobody_listens_to_is_zero(network, groups, data) 
     assert scores.values["fc1"][2] == 0
 
 
-def test_fisher_needs_data_and_finite_values(network, groups, data) -> None:
-    with pytest.raises(DataError, match="Fisher: the loader is empty"):
-        Fisher().scores(network, groups, [])
-    inputs, targets = data.tensors
+def test_scores_of_a_network_that_is_not_finite_are_refused(network, groups, data) -> None:
+    with torch.no_grad():
+        network.conv1.weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(PlanError, match="conv1: expected a vector of finite scores .* NaN"):
-        Fisher().scores(network, groups, [(inputs * float("nan"), targets)])
+        Fisher().scores(network, groups, [data[:]])
 
 
 def test_magnitude_is_the_norm_of_all_filters_that_produce_the_unit(network, groups) -> None:
