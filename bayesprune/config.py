@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
@@ -265,8 +268,33 @@ def parse_config(arguments: Sequence[str]) -> RunConfig:
     try:
         built = parser.instantiate(parser.parse_args(_with_recipe(list(arguments))))
     except (ArgumentError, ValueError, TypeError, OSError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        raise ConfigError(_in_short(" ".join(str(error).split()))) from error
     return RunConfig(**{f.name: built[f.name] for f in fields(RunConfig)})
+
+
+_NAMED = {"method": (Switch, Penalty, Criterion), "select": (Rule,), "fit.estimator": (Estimator,)}
+"""Fields whose values are named by class."""
+
+
+def _in_short(error: str) -> str:
+    """What the parser says of a class that it does not find or cannot build, without its types."""
+    field, _, rest = error.removeprefix('Parser key "').partition('": ')
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", rest):
+        known = [c.__name__ for kind in _NAMED.get(field, ()) for c in _concrete(kind)]
+        close = get_close_matches(unknown[1], known, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        where = " (`bayesprune methods` lists them)" if field == "method" else ""
+        return f"{field}: no class is called {unknown[1]}{where}{hint}"
+    problems = re.findall(r"Problem with given class_path '(\S+)': (.+?)(?= - | Given |$)", rest)
+    return f"{field}: {': '.join(problems[0])}" if problems else error
+
+
+def _concrete(kind: type) -> Iterator[type]:
+    """The classes of a kind that can be built, built in or imported."""
+    if not inspect.isabstract(kind) and not kind.__name__.startswith("_"):
+        yield kind
+    for child in kind.__subclasses__():
+        yield from _concrete(child)
 
 
 def _with_recipe(arguments: list[str]) -> list[str]:

@@ -147,6 +147,8 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     unit_macs: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> ChannelGroup:
+        if name not in self.groups:
+            raise KeyError(f"{name}: no such group; groups: {', '.join(self.groups)}")
         return self.groups[name]
 
     def __iter__(self) -> Iterator[str]:

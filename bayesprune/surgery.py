@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from bayesprune._modes import evaluating
 from bayesprune.batches import as_arguments
 from bayesprune.errors import PlanError
 from bayesprune.gating import GatedNetwork
-from bayesprune.groups import ChannelGroups, tensors_in, trace_groups
+from bayesprune.groups import ChannelGroup, ChannelGroups, tensors_in, trace_groups
 from bayesprune.layers.attention import fit_heads
 from bayesprune.layers.select_features import SelectFeatures
 from bayesprune.plan import Kept, PruningPlan
@@ -85,11 +86,26 @@ def remove_channels(
         attempt = _smaller(network, groups, alone.kept)
         if _trouble(network, attempt, groups, alone, example_input):
             guilty.append(name)
+    for name, kept in plan.kept.items():
+        if bare := _without_units(groups[name], kept):
+            raise PlanError(
+                f"{name}: of {bare} no channel would be left; keep a unit of each layer that "
+                "produces the group, by minimum or protect"
+            )
     raise PlanError(
         f"{type(network).__name__}: the network without the removed channels {trouble}. Keep all "
         f"channels of {', '.join(guilty) or 'some groups'}, for example by ignore=[...] when "
         "tracing: is their number written into the forward function?"
     )
+
+
+def _without_units(group: ChannelGroup, kept: Sequence[int]) -> str | None:
+    """A producer all of whose channels belong to units that go."""
+    for slice_ in group.slices:
+        owned = set(slice_.units.tolist())
+        if slice_.role == "producer" and -1 not in owned and owned.isdisjoint(kept):
+            return slice_.module
+    return None
 
 
 def _smaller(network: nn.Module, groups: ChannelGroups, kept: Kept) -> nn.Module:

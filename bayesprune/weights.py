@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,13 +51,21 @@ class GaussianWeights:
         self.init_sd = init_sd
 
     def attach(self, network: nn.Module) -> None:
-        """Give the layers of a network such posteriors, in place."""
+        """Give the layers of a network such posteriors, in place; warn of weights without."""
         made: dict[nn.Module, nn.Module] = {}
         for path, layer in list(network.named_modules(remove_duplicate=False)):
             if type(layer) in _NOISY:
                 if layer not in made:
                     made[layer] = self._noisy(layer)
                 network.set_submodule(path, made[layer])
+        covered = {id(p) for layer in made.values() for p in layer.parameters()}
+        left = [n for n, p in network.named_parameters() if p.ndim > 1 and id(p) not in covered]
+        if left:
+            warnings.warn(
+                f"GaussianWeights: no posterior for {', '.join(left)}: only linear layers and "
+                "convolutions have one; these weights are trained without a divergence",
+                stacklevel=3,
+            )
 
     def _noisy(self, layer: nn.Module) -> nn.Module:
         noisy = copy.copy(layer)

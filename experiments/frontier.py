@@ -125,10 +125,11 @@ RECIPES = {
         *("--fit.estimator.share", "group"),
     ],
     "logistic_normal": ["LogisticNormal", "--method.total", "anneal", "--fit.constraint", "null"],
+    "wide_start": ["InformationBottleneck", "--method.init_sd", "0.1"],
     "frozen": ["InformationBottleneck", "--fit.train_weights", "false"],
     "global_rank": ["InformationBottleneck", "--select", "GlobalRank"],
     "cost_rank": [
-        *("InformationBottleneck", "--select", "GlobalRank", "--select.cost_weight", "10"),
+        *("InformationBottleneck", "--select", "GlobalRank", "--select.cost_weight", "1000"),
     ],
     "evidence": [
         *("LogNormal", "--fit.constraint", "null", "--select", "rules.EvidenceFirst"),

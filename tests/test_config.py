@@ -172,3 +172,32 @@ def test_a_latency_budget_and_limits(tmp_path):
     assert parse_config([*BASE, "--limits.minimum", "3"]).limits.minimum == 3
     with pytest.raises(ConfigError, match="round_to"):
         parse_config([*BASE, "--limits.round_to", "0"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--method", "Magnitud"],
+            r"^method: no class is called Magnitud \(`bayesprune methods` lists them\); "
+            r"did you mean Magnitude\?$",
+        ),
+        (["--select", "Budgett"], r"^select: no class is called Budgett; did you mean Budget\?$"),
+        (
+            ["--method", "Dirichlet", "--fit.estimator", "Implict"],
+            r"^fit\.estimator: no class is called Implict; did you mean Implicit\?$",
+        ),
+        (
+            ["--method", "Xyz"],
+            r"^method: no class is called Xyz \(`bayesprune methods` lists them\)$",
+        ),
+        (["--method", "nope.Name"], "^method: nope.Name: No module named 'nope'$"),
+        (
+            ["--method", "Dirichlet", "--method.concentratio", "3"],
+            "^method: bayesprune.switches.Dirichlet: Option 'concentratio' is not accepted$",
+        ),
+    ],
+)
+def test_classes_that_are_not_there(options, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(["--model", "bayesprune:digits", "--data.name", "digits", *options])

@@ -994,3 +994,22 @@ def test_a_group_that_ignore_froze_is_not_found_again() -> None:
         remove_channels(other, plan, x, groups=groups)
     with pytest.raises(PlanError, match=r"(0.weight|1.weight): .* got"):
         remove_channels(nn.Sequential(nn.Linear(4, 7)), plan, x, groups=groups)
+
+
+def test_a_layer_that_would_lose_all_its_channels_is_named():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+            self.norm = nn.GroupNorm(3, 12)  # its groups are the units; the second is of both
+            self.last = nn.Conv2d(12, 2, 1)
+
+        def forward(self, x):
+            return self.last(self.norm(torch.cat([self.left(x), self.right(x)], 1)))
+
+    network, example = Branches(), torch.randn(1, 3, 8, 8)
+    groups = trace_groups(network, example)
+    (name,) = groups
+    plan = PruningPlan({name: [2]}, groups.sizes)
+    with pytest.raises(PlanError, match="of left no channel would be left; keep a unit of each"):
+        remove_channels(network, plan, example)

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 import bayesprune as bp
 from bayesprune.errors import ConfigError
@@ -100,7 +100,7 @@ def test_the_loss_is_that_of_pyro(network, example):
 @pytest.mark.parametrize("switch", [LogNormal(), Dirichlet()], ids=repr)
 def test_a_fit_trains_means_and_spreads_and_folds_to_a_plain_network(network, example, switch):
     made = switched(network, example, switch)
-    loader = DataLoader(TensorDataset(*example), batch_size=3)
+    loader = DataLoader(ConcatDataset([TensorDataset(*example)] * 10), batch_size=30)
     posterior = bp.fit_switches(made, loader, epochs=2, progress=False)
     spreads = [p for n, p in made.network.named_parameters() if n.endswith("_log_sd")]
     assert len(spreads) == len(list(network.parameters()))
@@ -135,3 +135,9 @@ def test_frozen_weights_have_no_posterior(network, example):
 def test_bad_hyper_parameters(arguments):
     with pytest.raises(ConfigError, match="GaussianWeights"):
         bp.GaussianWeights(**arguments)
+
+
+def test_weights_without_posterior_are_named():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 3, 3))
+    with pytest.warns(UserWarning, match=r"no posterior for 1\.weight: only linear"):
+        bp.GaussianWeights().attach(network)

@@ -28,9 +28,10 @@ IDEAS = {
     "implicit": "the same with 16 draws shared by groups of examples",
     "logistic_normal": "`LogisticNormal`, mass annealed from C to k, no constraint",
     "dirichlet_rounds": "`Dirichlet` in three rounds of 2 + 3 epochs",
+    "wide_start": "gates start with a standard deviation of 0.1 in place of 0.011",
     "frozen": "weights frozen while the switches are fitted",
     "global_rank": "one ranking of all units (`GlobalRank`) in place of held-out sensitivity",
-    "cost_rank": "one ranking, corrected for MACs (`GlobalRank`, `cost_weight` 10)",
+    "cost_rank": "one ranking, corrected for MACs (`GlobalRank`, `cost_weight` 1000)",
     "no_averaging": "fine-tuning without averaging of weights",
     "no_distillation": "fine-tuning without distillation",
 }
