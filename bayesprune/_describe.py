@@ -6,8 +6,10 @@ import dataclasses
 import html
 import importlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
+
+from bayesprune.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -66,6 +68,20 @@ def _value(description: Any, kind: type) -> Any:
     if not (isinstance(family, type) and issubclass(family, kind)):
         raise TypeError(f"{values['class_path']} is not a {kind.__name__}")
     return family(**values["init_args"])
+
+
+def imported(field: str, path: str, name: str) -> Callable[..., Any]:
+    """A class or function of the user's own; raises ConfigError naming the field of the config."""
+    try:
+        module = importlib.import_module(path)
+    except Exception as error:  # whatever the user's module does
+        kind = type(error).__name__
+        raise ConfigError(f"{field}: cannot import {path!r}: {kind}: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        expected = f"a class or function {name!r} in {path!r}"
+        raise ConfigError(f"{field}: expected {expected}, got {found}")
+    return found
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> str:

@@ -23,8 +23,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from bayesprune._describe import html_table
-from bayesprune.errors import DataError
+from bayesprune._describe import html_table, imported
+from bayesprune.errors import BayespruneError, DataError
 
 
 @dataclass
@@ -33,16 +33,19 @@ class DataConfig:
 
     Parameters
     ----------
-    name : {"digits", "mnist", "fashion_mnist", "cifar10"}
-        The data set. "digits" (8x8) comes with scikit-learn; the others are read from `root`, and
-        downloaded to it if they are not there.
+    name : str
+        The data set: "digits" (8x8) comes with scikit-learn; "mnist", "fashion_mnist" and "cifar10"
+        are read from `root`, and downloaded to it if they are not there. Own data are named
+        "python.path:function", a function of `root` (`pathlib.Path`) that returns training images
+        (N, C, H, W), their labels (N,) from 0, test images, and their labels, as tensors or arrays.
     root : str, optional
         Folder in torchvision's layout. Default: the environment variable BAYESPRUNE_DATA, else
         the folder "data" in the current directory.
     batch_size : int
         Training images per batch and process, >= 1.
     validation : int, optional
-        Images to hold out of the training set. Default: 180 for "digits", 5000 for the others.
+        Images to hold out of the training set. Default: 180 for "digits", 5000 for the others, a
+        tenth of own data.
     augment : {"none", "shift", "shift_flip", "affine"}
         What happens to a training image each time it is served: "shift" moves it by up to
         `max_shift` whole pixels along each axis, zeros coming in; "shift_flip" also mirrors it left
@@ -55,7 +58,7 @@ class DataConfig:
         Images per batch where nothing is trained, >= 1.
     """
 
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+    name: str
     root: str | None = None
     batch_size: int = 128
     validation: int | None = None
@@ -132,8 +135,6 @@ def load(config: DataConfig, seed: int) -> Data:
         If the name or the augmentation is unknown, a size is out of its range, the validation size
         leaves no training or no validation image, or the files can neither be read nor downloaded.
     """
-    if config.name not in _SETS:
-        raise DataError(f"data.name: expected one of {', '.join(_SETS)}, got {config.name!r}")
     if config.augment not in _AUGMENTATIONS:
         expected = ", ".join(_AUGMENTATIONS)
         raise DataError(f"data.augment: expected one of {expected}, got {config.augment!r}")
@@ -145,11 +146,11 @@ def load(config: DataConfig, seed: int) -> Data:
         raise DataError(
             f"data.max_shift: {config.augment} moves by whole pixels, got {config.max_shift}"
         )
-    read, validation = _SETS[config.name]
-    if config.validation is not None:
-        validation = config.validation
+    read, usual = _SETS.get(config.name) or (_own(config.name), None)
     root = Path(config.root or os.environ.get("BAYESPRUNE_DATA", "data"))
     images, labels, test_images, test_labels = read(root)
+    usual = len(images) // 10 if usual is None else usual
+    validation = usual if config.validation is None else config.validation
     if not 1 <= validation < len(images):
         raise DataError(f"data.validation: expected 1 to {len(images) - 1}, got {validation}")
 
@@ -267,7 +268,7 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     # Channel by channel: as floats, a whole data set takes four times its memory.
     pairs = [torch.std_mean(images[:, c].float(), correction=0) for c in range(images.shape[1])]
     sd, mean = (torch.stack(values).view(-1, 1, 1) for values in zip(*pairs, strict=True))
-    return mean, sd
+    return mean, sd.where(sd > 0, 1.0)  # a channel that is the same everywhere
 
 
 # Training images (N, C, H, W) uint8, their labels (N,) int64, test images, their labels.
@@ -307,6 +308,36 @@ def _read_torchvision(kind: str, root: Path) -> _Arrays:
             "data.root or the environment variable BAYESPRUNE_DATA to the folder that holds it"
         ) from error
     return arrays[0], arrays[1], arrays[2], arrays[3]
+
+
+def _own(name: str) -> Callable[[Path], _Arrays]:
+    """How to read data of the user's own."""
+    path, _, function = name.partition(":")
+    if not path or not function:
+        expected = f"one of {', '.join(_SETS)}, or 'python.path:function'"
+        raise DataError(f"data.name: expected {expected}, got {name!r}")
+    return partial(_read_own, name, imported("data.name", path, function))
+
+
+def _read_own(name: str, function: Callable[[Path], Any], root: Path) -> _Arrays:
+    try:
+        parts = [torch.as_tensor(part) for part in function(root)]
+    except BayespruneError:
+        raise
+    except Exception as error:  # whatever the user's function does
+        raise DataError(f"data {name!r}: {type(error).__name__}: {error}") from error
+    shapes = [tuple(part.shape) for part in parts]
+    if [len(shape) for shape in shapes] != [4, 1, 4, 1] or not (
+        shapes[0][1:] == shapes[2][1:]
+        and all(shapes[i][0] == shapes[i + 1][0] > 0 for i in (0, 2))
+        and not any(parts[i].is_floating_point() or parts[i].min() < 0 for i in (1, 3))
+    ):
+        types = ", ".join(str(part.dtype).removeprefix("torch.") for part in parts)
+        raise DataError(
+            f"data {name!r}: expected images (N, C, H, W), labels (N,), integers from 0, and both "
+            f"again for testing; got shapes {', '.join(map(str, shapes))} and types {types}"
+        )
+    return parts[0], parts[1].long(), parts[2], parts[3].long()
 
 
 # Name -> how to read it, and how many images to hold out unless told.

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from bayesprune import datasets
 from bayesprune.datasets import DataConfig, load
-from bayesprune.errors import DataError
+from bayesprune.errors import ConfigError, DataError
 
 TRAIN, TEST = 40, 10
 
@@ -263,6 +263,50 @@ def test_each_process_trains_on_its_share_of_an_order_drawn_by_rank_0(
     for share, other in zip(first, second, strict=True):
         assert len(set(share + other)) == 32
     assert first[0] != first[1]
+
+
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> DataConfig:
+    name = f"own_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"import numpy, torch\ndef read(root):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return DataConfig(f"{name}:read", root=str(tmp_path))
+
+
+def test_own_data_come_from_a_function(tmp_path, monkeypatch) -> None:
+    np.savez(
+        tmp_path / "data.npz",
+        a=np.random.default_rng(0).normal(3.0, 2.0, (50, 2, 4, 6)),
+        b=np.arange(50) % 3,
+    )
+    body = "d = numpy.load(root / 'data.npz'); return d['a'], d['b'], d['a'][:20], d['b'][:20]"
+    data = load(own(tmp_path, monkeypatch, body), seed=0)
+    assert (data.num_train, data.num_classes) == (45, 3)
+    assert data.example_input.shape == (1, 2, 4, 6)
+    images, labels = next(iter(data.test))
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    everything = torch.cat([images for images, _ in (*data.train_plain, *data.validation)])
+    torch.testing.assert_close(everything.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(everything.std((0, 2, 3)), torch.ones(2), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1 / 0", "data 'own_.*:read': ZeroDivisionError"),
+        ("return torch.zeros(9, 4, 4), torch.zeros(9).long()", r"got shapes \(9, 4, 4\), \(9,\)"),
+        ("x = torch.zeros(9, 1, 4, 4); return x, torch.zeros(9), x, torch.zeros(9)", "float32, fl"),
+        ("x, y = torch.zeros(9, 1, 4, 4), torch.zeros(8).long(); return x, y, x, y", r"\(8,\)"),
+    ],
+)
+def test_own_data_that_are_unusable(tmp_path, monkeypatch, body, message) -> None:
+    with pytest.raises(DataError, match=message):
+        load(own(tmp_path, monkeypatch, body), seed=0)
+
+
+@pytest.mark.parametrize("name", ["no_such_module:read", "math:no_such_function"])
+def test_functions_that_are_not_there(name) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.name: .*no_such"):
+        load(DataConfig(name), seed=0)
 
 
 def test_data_reads_well():

@@ -784,3 +784,21 @@ def test_an_impossible_latency_is_refused_before_training(tmp_path, monkeypatch)
     with pytest.raises(BudgetError, match="latency_ms of at most 0.4 .* has 1"):
         bp.run_experiment(bp.config.parse_config(args), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_code.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "def network(widths):\n"
+        "    return nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))\n"
+        "def read(root):\n"
+        "    images = torch.rand(60, 2, 6, 6, generator=torch.Generator().manual_seed(0))\n"
+        "    return images, torch.arange(60) % 3, images[:30], torch.arange(30) % 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = quick(model="my_code:network", data__name="my_code:read")
+    run = bp.run_experiment(config, tmp_path / "run")
+    assert run.summary["data"] == "my_code:read"
+    assert (tmp_path / "run" / "report.html").exists()
+    assert bp.load_run(tmp_path / "run").network[0].out_channels == len(run.plan.kept["0"]) < 6

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
+from bayesprune._describe import imported
 from bayesprune.errors import BayespruneError, ConfigError
 from bayesprune.models.digits import DigitsNet
 from bayesprune.models.lenet import LeNet5, LeNet300_100
@@ -112,7 +112,7 @@ def load(spec: str, **kwargs: Any) -> nn.Module:
         return create(name, **kwargs)
     if source == "torchvision":
         return _build(spec, _torchvision_factory(name), kwargs)
-    return _build(spec, _imported_factory(source, name), kwargs)
+    return _build(spec, imported("model", source, name), kwargs)
 
 
 def _known(name: str) -> tuple[Callable[..., nn.Module], tuple[int, int, int]]:
@@ -130,20 +130,6 @@ def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
         raise ConfigError(
             f"model: expected a name from torchvision.models.list_models(), got {name!r}"
         ) from error
-
-
-def _imported_factory(path: str, name: str) -> Callable[..., object]:
-    try:
-        module = import_module(path)
-    except Exception as error:  # whatever the user's module does
-        kind = type(error).__name__
-        raise ConfigError(f"model: cannot import {path!r}: {kind}: {error}") from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise ConfigError(
-            f"model: expected a class or function {name!r} in {path!r}, got {factory}"
-        )
-    return factory
 
 
 def _build(name: str, factory: Callable[..., object], kwargs: dict[str, Any]) -> nn.Module:

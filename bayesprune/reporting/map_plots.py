@@ -15,14 +15,16 @@ from bayesprune.reporting._figures import KEPT, REMOVED, STYLE, array, new_figur
 
 
 def _picture(image: Any) -> np.ndarray:
-    """Bring (h, w), (1|3, h, w) or (h, w, 1|3) to what imshow takes, scaled to [0, 1]."""
+    """Bring (h, w), (c, h, w) or (h, w, 1|3) to what imshow takes, scaled to [0, 1]."""
     picture = array(image)
+    if picture.ndim not in (2, 3):
+        raise DataError(f"image: expected (h, w), (c, h, w) or (h, w, 1|3), got {picture.shape}")
     if picture.ndim == 3 and picture.shape[0] in (1, 3):
         picture = np.moveaxis(picture, 0, -1)
     if picture.ndim == 3 and picture.shape[-1] == 1:
         picture = picture[..., 0]
-    if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[-1] != 3):
-        raise DataError(f"image: expected (h, w), (1|3, h, w) or (h, w, 1|3), got {picture.shape}")
+    elif picture.ndim == 3 and picture.shape[-1] != 3:
+        picture = picture.mean(0)
     spread = float(np.ptp(picture))
     return (picture - picture.min()) / (spread if spread > 0 else 1.0)
 
@@ -46,8 +48,8 @@ def feature_maps(
 
     Parameters
     ----------
-    image : array of shape (h, w), (1 or 3, h, w) or (h, w, 1 or 3)
-        The input, in any range.
+    image : array of shape (h, w), (c, h, w) or (h, w, 1 or 3)
+        The input, in any range; the mean of its channels where they are not 3.
     maps : array of shape (C, h', w')
         Feature maps; row i belongs to original channel i.
     importance : array of shape (C,), optional

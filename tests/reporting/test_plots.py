@@ -282,7 +282,13 @@ def test_feature_maps_stop_at_max_maps() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "drawn"),
-    [((8, 9), (8, 9)), ((1, 8, 9), (8, 9)), ((3, 8, 9), (8, 9, 3)), ((8, 9, 3), (8, 9, 3))],
+    [
+        ((8, 9), (8, 9)),
+        ((1, 8, 9), (8, 9)),
+        ((2, 8, 9), (8, 9)),
+        ((3, 8, 9), (8, 9, 3)),
+        ((8, 9, 3), (8, 9, 3)),
+    ],
 )
 def test_input_layouts(shape: tuple[int, ...], drawn: tuple[int, ...]) -> None:
     image = np.linspace(-2, 2, int(np.prod(shape))).reshape(shape)
@@ -295,7 +301,7 @@ def test_input_layouts(shape: tuple[int, ...], drawn: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": np.ones((2, 8, 8))}, "image"),
+        ({"image": np.ones((2, 2, 8, 8))}, "image"),
         ({"maps": np.ones((4, 4))}, r"maps: expected shape \(C, h, w\), got \(4, 4\)"),
         ({"importance": np.ones(3)}, r"importance: expected shape \(2,\), got \(3,\)"),
         ({"kept": [2]}, "kept: expected indices below 2, got 2"),
