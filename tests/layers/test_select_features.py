@@ -262,7 +262,7 @@ def test_no_budget_is_exceeded_or_left_without_a_word(rule, share: float) -> Non
     net, x, groups = nested()
     total = bp.cost(net, x).params
     values = {"conv": torch.arange(5.0), "inputs": torch.arange(20.0), "fc": torch.rand(6)}
-    opposed = {**values, "inputs": -values["inputs"]}
+    opposed = {**values, "inputs": values["inputs"].flip(0)}
     drawn = [{n: torch.rand(size) ** 4 for n, size in groups.sizes.items()} for _ in range(20)]
     for scored in (values, opposed, *drawn):
         scores = bp.ChannelScores(scored, "example")
