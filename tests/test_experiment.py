@@ -60,6 +60,7 @@ def numbers(folder):
     summary = json.loads((folder / "summary.json").read_text())
     for stage in ("dense", "pruned"):
         summary[stage].pop("latency_ms")
+    summary.pop("latency")
     summary.pop("seconds")
     rows = (folder / "metrics.csv").read_text().splitlines()
     place = rows[0].split(",").index("seconds")
@@ -99,6 +100,9 @@ def test_the_folder_is_complete(finished):
     assert list(summary["held_out"]) == ["dense", "cut", "pruned"]
     assert all(set(m) == {"error", "nll", "ece"} for m in summary["held_out"].values())
     assert summary["pruned"]["macs"] <= 0.4 * summary["dense"]["macs"]
+    low, middle, high = summary["latency"]["ratio"]
+    assert low <= middle <= high
+    assert {"batch_size": 1, "device": "cpu", "threads": 1}.items() <= summary["latency"].items()
     assert summary["method"] == "Dirichlet"
     assert summary["estimator"] == "AnalyticMean"
     assert {"pretrain", "fit", "select", "finetune"} <= set(summary["seconds"])
@@ -194,6 +198,33 @@ def test_resume_after_a_kill_at_any_stage(finished, tmp_path, monkeypatch, where
             pass
     assert calls > 1
     assert numbers(tmp_path / "run") == numbers(finished.folder)
+
+
+def test_all_networks_are_timed_in_turn_and_only_once(finished, tmp_path, monkeypatch):
+    calls, in_turn, save_pruned = [], experiment.in_turn, experiment.save_pruned
+
+    def counted(networks, example):
+        calls.append(list(networks))
+        return in_turn(networks, example)
+
+    def dying(file, *args):
+        if file.name == "pruned.safetensors":
+            raise Killed
+        save_pruned(file, *args)
+
+    monkeypatch.setattr(experiment, "in_turn", counted)
+    args = {"dense": str(finished.folder / "dense.safetensors"), "scratch__epochs": "1"}
+    args |= {"finetune__epochs": "0", "fit__epochs": "1"}
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "save_pruned", dying)
+        with pytest.raises(Killed):
+            bp.run_experiment(config(**args), tmp_path / "run")
+    run = bp.run_experiment(config(**args), tmp_path / "run", resume=True)
+    assert calls == [["dense", "pruned", "scratch"]]
+    noted = json.loads((run.folder / "state" / "notes.json").read_text())["latency"]
+    for name, milliseconds in noted["ms"].items():
+        assert run.summary[name]["latency_ms"] == milliseconds
+    assert run.summary["latency"]["ratio"] == noted["ratio"]
 
 
 def test_resume_after_sigkill(finished, tmp_path):

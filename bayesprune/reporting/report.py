@@ -36,7 +36,6 @@ _CHANGES = {
     "macs": ("fewer", "more"),
     "params": ("fewer", "more"),
     "weights": ("fewer", "more"),
-    "latency_ms": ("faster", "slower"),
 }
 
 
@@ -53,7 +52,9 @@ class ReportData:
         ``pruned`` (``error`` as a fraction, ``nll`` in nats, ``ece``, ``macs``, ``params``,
         ``weights``, ``latency_ms``), ``architecture`` (``{group: {"kept", "of"}}``); where
         present also ``estimator``, ``seconds``, ``versions``, the metrics ``scratch`` (same widths
-        trained from scratch), ``held_out`` (metrics on held-out training data: ``dense``, ``cut``
+        trained from scratch), ``latency`` (of the networks timed in turn: ``ratio``, the quartiles
+        and the median of pruned over dense, ascending, ``blocks``, ``batch_size``, ``device`` and
+        ``threads``), ``held_out`` (metrics on held-out training data: ``dense``, ``cut``
         before fine-tuning, ``pruned``), ``reliability`` (of ``dense`` and ``pruned``, see
         `bayesprune.training.reliability`), ``test_size`` (number of test examples, turns fractions
         into counts), and ``diagnostics`` of the posterior approximation: by name a mapping of
@@ -208,6 +209,15 @@ def _ratio(before: float, after: float, less: str, more: str) -> str:
         return "unchanged"
     factor, word = (before / after, less) if before > after else (after / before, more)
     return f"{factor:.3g}× {word}"
+
+
+def _speed(low: float, middle: float, high: float) -> str:
+    """Say how much faster or slower, from quartiles of the time of pruned over that of dense."""
+    if round(low, 2) <= 1 <= round(high, 2):
+        return f"no difference measurable ({low:.2f}× to {high:.2f}×)"
+    if high < 1:
+        return f"{1 / middle:.2f}× faster ({1 / high:.2f} to {1 / low:.2f})"
+    return f"{middle:.2f}× slower ({low:.2f} to {high:.2f})"
 
 
 def _duration(seconds: float) -> str:
@@ -372,6 +382,7 @@ def costs(summary: Mapping[str, Any]) -> _Table:
     """Dense against pruned, and whatever other networks the run measured."""
     sides = {"Dense": summary["dense"], "Pruned": summary["pruned"]}
     others = {"Same widths from scratch": summary["scratch"]} if summary.get("scratch") else {}
+    timed = summary.get("latency")
 
     def write(field: str, value: float | None) -> str:
         if value is None:
@@ -391,6 +402,8 @@ def costs(summary: Mapping[str, Any]) -> _Table:
             return _points(after - before)
         if field in ("nll", "ece"):
             return f"{after - before:+.4f}".replace("-", "−")
+        if field == "latency_ms":  # networks timed at different moments cannot be compared
+            return _speed(*timed["ratio"]) if timed else _NONE
         return _ratio(*values, *_CHANGES[field])
 
     rows = [
@@ -400,10 +413,20 @@ def costs(summary: Mapping[str, Any]) -> _Table:
     ]
     size = summary.get("test_size")
     caption = f"Measured on {f'{size:,} test examples' if size else 'the test set'}"
+    if timed:
+        caption += (
+            f"; latency of a batch of {timed['batch_size']} on {timed['device']} with "
+            f"{timed['threads']} CPU thread{'s' if timed['threads'] > 1 else ''}"
+        )
     note = (
         "NLL: negative log likelihood. ECE: expected calibration error. MACs: multiply-accumulates "
         "for one input. Weights: without biases and norms."
     )
+    if timed:
+        note += (
+            f" Latency: median over {timed['blocks']} blocks of calls, in which the networks took "
+            "turns; in brackets the quartiles over the blocks of how the two compare."
+        )
     return _Table(caption, ["", *sides, "Change", *others], rows, note)
 
 

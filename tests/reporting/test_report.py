@@ -253,10 +253,27 @@ def test_table_of_costs(page: Page) -> None:
         "Test error 0.51% 0.99% +0.48 points",
         "NLL (nats) 0.0170 0.0310 +0.0140",
         "MACs 2,293,000 158,700 14.4× fewer",
-        "Latency 0.4 ms 0.5 ms 1.25× slower",
+        "Latency 0.4 ms 0.5 ms –",
         "pretrain 81.2 s finetune 1 h 10 min",
     ):
         assert row in page.text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        ([0.9, 1.03, 1.1], "no difference measurable (0.90× to 1.10×)"),
+        ([1.004, 1.006, 1.008], "no difference measurable (1.00× to 1.01×)"),
+        ([1.2, 1.25, 1.3], "1.25× slower (1.20 to 1.30)"),
+        ([0.4, 0.5, 0.8], "2.00× faster (1.25 to 2.50)"),
+    ],
+)
+def test_latency_is_compared_with_its_spread(tmp_path: Path, ratio: list[float], said: str) -> None:
+    latency = {"ratio": ratio, "blocks": 60, "batch_size": 1, "device": "cpu", "threads": 2}
+    words = text(tmp_path, replace(QUICK, summary={**summary(), "latency": latency}))
+    assert f"Latency 0.4 ms 0.5 ms {said}" in words
+    assert "latency of a batch of 1 on cpu with 2 CPU threads" in words
+    assert "median over 60 blocks" in words
 
 
 def test_what_was_not_measured_is_said(page: Page) -> None:
