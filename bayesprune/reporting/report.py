@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 
 from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import DataError
+from bayesprune.estimators import AnalyticMean
 from bayesprune.reporting import map_plots, posterior_plots, run_plots, training_plots
 from bayesprune.reporting._figures import format_count, numbers
 from bayesprune.reporting.summary import METRICS
@@ -163,6 +164,7 @@ def _render(data: ReportData, **pictures: list[_Picture]) -> str:
         costs=costs(summary),
         calibration=_calibration(summary),
         diagnostics=_diagnostics(summary),
+        gates_are=_gates_are(data.summary),
         channels=_channels(data),
         seconds=_pairs("Time spent", ("Stage", "Time"), summary.get("seconds"), _duration),
         versions=_pairs("Versions", ("Package", "Version"), summary.get("versions"), str),
@@ -252,18 +254,38 @@ def verdict(data: ReportData) -> list[tuple[str, str]]:
             "nothing can be said here about how clear each decision is."
         )
         return [*said, ("How sure", text)]
-    trust = (
-        "The probabilities come from the fitted approximation of the posterior, which can be too "
-        "confident. They say how clearly the gates are ranked, not how much the network would lose "
-        "without a channel."
-    )
     checks = _checks(data.summary)
-    trust += (
-        f" Checks: {'; '.join(_outcome(name, check) for name, check in checks.items())}."
+    trust = (
+        f"Checks: {'; '.join(_outcome(name, check) for name, check in checks.items())}."
         if checks
-        else " How good the approximation is was not measured in this run."
+        else "How good the approximation is was not measured in this run."
     )
-    return [*said, ("How sure", _certainty(data.posterior, data.plan)), ("On what grounds", trust)]
+    if _widths_of_the_prior(data.summary):
+        sure = (
+            f"This run does not say. {_WIDTHS_OF_THE_PRIOR} Neither its intervals nor its "
+            "probabilities tell how clear a decision is; fit with another estimator (fit.estimator "
+            "Implicit) for some that do, or see with restarts whether other fits choose the same "
+            "channels."
+        )
+    else:
+        sure = _certainty(data.posterior, data.plan)
+        trust = (
+            "The probabilities come from the fitted approximation of the posterior, which can be "
+            "too confident. They say how clearly the gates are ranked, not how much the network "
+            f"would lose without a channel. {trust}"
+        )
+    return [*said, ("How sure", sure), ("On what grounds", trust)]
+
+
+_WIDTHS_OF_THE_PRIOR = (
+    "The switches were fitted with AnalyticMean, which sees the mean of each gate and never its "
+    "spread, so the prior alone decides how wide the posterior is."
+)
+
+
+def _widths_of_the_prior(summary: Mapping[str, Any]) -> bool:
+    """Whether the fit left the posterior as wide as the prior made it."""
+    return summary.get("estimator") == AnalyticMean.__name__
 
 
 def _outcome(name: str, check: Mapping[str, Any]) -> str:
@@ -373,6 +395,16 @@ def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
             "follow the gates alone."
         )
     return text
+
+
+def _gates_are(summary: Mapping[str, Any]) -> str:
+    """Say how to read the figures of the gates."""
+    meaning = (
+        _WIDTHS_OF_THE_PRIOR
+        if _widths_of_the_prior(summary)
+        else "The closer a kept and a removed channel lie, the less sure the choice between them."
+    )
+    return f"A gate multiplies the output of its channel. Channels are sorted by mean. {meaning}"
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -539,7 +571,9 @@ def _gates(data: ReportData) -> list[_Picture]:
         size, kept = len(posterior.channels[name]), data.plan.kept.get(name)
         decided = "" if kept is None else f", {len(kept)} of them kept"
         gone = data.plan.sizes.get(name, size) - size
-        absent = f" Channels removed in earlier rounds ({gone}) have no gate." if gone else ""
+        notes = f" Channels removed in earlier rounds ({gone}) have no gate." if gone else ""
+        if _widths_of_the_prior(data.summary):
+            notes += " The prior alone decides how wide the intervals are."
         mean = posterior.mean[name]
         pictures.append(
             _picture(
@@ -547,7 +581,7 @@ def _gates(data: ReportData) -> list[_Picture]:
                 posterior_plots.forest_plot(posterior, name, data.plan),
                 f"Posterior of the gates of {name}: {size} channels sorted by mean{decided}; "
                 f"means from {float(mean.min()):.2g} to {float(mean.max()):.2g}.",
-                f"{name}: gates by posterior mean{decided}.{absent}",
+                f"{name}: gates by posterior mean{decided}.{notes}",
             )
         )
     return pictures
@@ -557,14 +591,19 @@ def _ranks(data: ReportData) -> list[_Picture]:
     posterior = data.posterior
     if posterior is None or not any(name in data.plan.kept for name in posterior.names):
         return []
+    meaning = (
+        "The prior alone decides how steep the fall from 1 to 0 is."
+        if _widths_of_the_prior(data.summary)
+        else "The steeper the fall from 1 to 0, the clearer the cut; decisions between the dashed "
+        "lines are uncertain."
+    )
     return [
         _picture(
             "rank-probability",
             posterior_plots.rank_probability_plot(posterior, data.plan),
             "Per group, each channel's probability of being among the best k, sorted, with k the "
             "number of channels kept; lines at 0.05 and 0.95.",
-            "Probability of being among the best k of the group. The steeper the fall from 1 to "
-            "0, the clearer the cut; decisions between the dashed lines are uncertain.",
+            f"Probability of being among the best k of the group. {meaning}",
         )
     ]
 

@@ -230,6 +230,20 @@ def test_verdict_counts_decisions(page: Page) -> None:
     assert "2 went clearly against the ranking of the gates" in page.text
 
 
+def test_widths_that_the_prior_decides_are_not_sold_as_certainty(tmp_path: Path) -> None:
+    data = replace(FULL, summary={**summary(), "estimator": "AnalyticMean"})
+    words = text(tmp_path, data)
+    assert "clear-cut" not in words
+    assert "How sure This run does not say. The switches were fitted with AnalyticMean" in words
+    section = words.partition("A gate multiplies the output")[2]
+    assert "the prior alone decides how wide the posterior is." in section
+    assert section.count("The prior alone decides how wide the intervals are.") == 2
+    assert "The prior alone decides how steep the fall" in section
+    assert "the less sure" not in words
+    assert "too confident" not in words
+    assert "How good the approximation is was not measured" in words
+
+
 def test_verdict_gives_counts_where_the_test_size_is_known(tmp_path: Path) -> None:
     more = {
         "test_size": 10_000,
