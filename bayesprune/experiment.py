@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from bayesprune._modes import evaluating
 from bayesprune._version import __version__
 from bayesprune.checkpoint import load_state, save_state, write_text_atomic
 from bayesprune.config import RunConfig, load_config
-from bayesprune.cost import cost, latency
+from bayesprune.cost import cost
 from bayesprune.criteria import Criterion
 from bayesprune.datasets import Data
 from bayesprune.errors import (
@@ -47,6 +48,7 @@ from bayesprune.storage import load_pruned, save_pruned
 from bayesprune.surgery import remove_channels
 from bayesprune.svi import fit_switches
 from bayesprune.switches import Switch
+from bayesprune.timing import in_turn
 from bayesprune.training import (
     MetricsWriter,
     evaluate,
@@ -147,10 +149,15 @@ class _Folder:
         """A file that only resumption needs."""
         return self.path / "state" / f"{name}.safetensors"
 
-    def tensors(self, name: str, network: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
-        """`network` with the tensors of a stage: read if the stage is done, else made and kept."""
+    def tensors(
+        self, name: str, network: nn.Module, make: Callable[[], nn.Module], *others: Path
+    ) -> nn.Module:
+        """`network` with the tensors of a stage: read if the stage is done, else made and kept.
+
+        It is done if all that it leaves, the `others` included, is there.
+        """
         file = self.state(name)
-        if file.exists():
+        if all(left.exists() for left in (file, *others)):
             network.load_state_dict(load_state(file))
             return network
         made = make()
@@ -223,7 +230,15 @@ def run_experiment(config: RunConfig, out: str | os.PathLike[str], *, resume: bo
     folder = _Folder(Path(out))
     folder.claim(config, resume)
     if not (folder / "summary.json").exists():
-        _carry_out(config, folder)
+        try:
+            _carry_out(config, folder)
+        except CheckpointError as error:
+            file = Path(str(error).partition(": ")[0])
+            if file.parent != folder.path / "state" or file.suffix != ".safetensors":
+                raise
+            raise CheckpointError(
+                f"{error}; delete the file, and --resume repeats its stage"
+            ) from error
     run = load_run(folder.path)
     if not (folder / "report.html").exists():
         rebuild_report(run)
@@ -248,8 +263,10 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
     network, plan, posterior = _rounds(config, rules, folder, data, fabric, metrics, context)
     folder.note("test/pruned", partial(_test, network, data, fabric))
     folder.note("held_out/pruned", partial(_held_out, network, data))
-    _scratch(config, folder, data, fabric, metrics, dense, plan)
+    networks = {"dense": dense, "pruned": network}
+    networks |= _scratch(config, folder, data, fabric, metrics, dense, plan)
     tested = folder.notes("test")
+    timed = folder.note("latency", partial(_time, networks, example))
 
     if not metrics.path.exists():
         metrics.write("pretrain", [])  # nothing was trained
@@ -265,7 +282,8 @@ def _carry_out(config: RunConfig, folder: _Folder) -> None:
         "data": config.data.name,
         "seed": config.seed,
         **({"estimator": type(_estimator(config)).__name__} if posterior else {}),
-        **{name: found["metrics"] for name, found in tested.items()},
+        **{n: {**found["metrics"], "latency_ms": timed["ms"][n]} for n, found in tested.items()},
+        "latency": {name: value for name, value in timed.items() if name != "ms"},
         "test_size": len(data.test.dataset),  # type: ignore[arg-type]
         "held_out": folder.notes("held_out"),
         "reliability": {name: tested[name]["reliability"] for name in ("dense", "pruned")},
@@ -570,7 +588,7 @@ def _fit(
         gates = {n: gate.to(fabric.device) for n, gate in posterior.mean.items()}
         return switched.fold(gates if settings.fold else {})
 
-    plain = folder.tensors(f"fit{suffix}", switched.fold({}), fit)
+    plain = folder.tensors(f"fit{suffix}", switched.fold({}), fit, file)
     return plain, SwitchPosterior.load(file)
 
 
@@ -688,7 +706,7 @@ def _sparsify(
         save_state(file, fit.scores.values)
         return fit.network
 
-    trained = folder.tensors(f"fit{suffix}", copy.deepcopy(network), train)
+    trained = folder.tensors(f"fit{suffix}", copy.deepcopy(network), train, file)
     return trained, ChannelScores(load_state(file), type(method).__name__)
 
 
@@ -728,11 +746,14 @@ def _scratch(
     metrics: MetricsWriter,
     dense: nn.Module,
     plan: PruningPlan,
-) -> None:
-    """Test what a network of the same widths reaches without the weights of the dense one."""
+) -> dict[str, nn.Module]:
+    """Test what a network of the same widths reaches without the weights of the dense one.
+
+    The network by its name, if the configuration asks for it.
+    """
     settings = config.scratch
     if settings is None:
-        return
+        return {}
     torch.manual_seed(config.seed)
     fresh = fabric.to_device(models.load(config.model, **config.model_args))
     cut = remove_channels(fresh, plan, fabric.to_device(data.example_input))
@@ -759,14 +780,30 @@ def _scratch(
 
     trained = folder.tensors("scratch", network, train)
     folder.note("test/scratch", partial(_test, trained, data, fabric))
+    return {"scratch": trained}
 
 
 def _test(network: nn.Module, data: Data, fabric: Fabric) -> dict[str, dict[str, Any]]:
     """Metrics and reliability, from one pass over the test set."""
     example = fabric.to_device(data.example_input)
     found, reliability = quality(network, data.test)
-    costs = {**asdict(cost(network, example)), "latency_ms": latency(network, example)}
+    costs = asdict(cost(network, example))
     return {"metrics": _of_runs({**found, **costs}), "reliability": reliability}
+
+
+def _time(networks: dict[str, nn.Module], example: Tensor) -> dict[str, Any]:
+    """Latency of the networks, the ratio of pruned over dense, and what it was measured with."""
+    times = in_turn(networks, example)
+    ratio = np.quantile(times["pruned"] / times["dense"], (0.25, 0.5, 0.75))
+    device = example.device
+    return {
+        "ms": {name: float(np.median(blocks)) for name, blocks in times.items()},
+        "ratio": ratio.tolist(),
+        "blocks": len(times["dense"]),
+        "batch_size": len(example),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _held_out(network: nn.Module, data: Data) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""A model of latency, fitted to measurements of really pruned networks."""
+"""Networks timed in turn, and a model of latency fitted to such measurements."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
+from bayesprune._checks import check_integer
 from bayesprune.cost import CostModel, Price, Term, latency
 from bayesprune.groups import ChannelGroups
 from bayesprune.plan import Kept, Limits, PruningPlan
@@ -18,9 +20,58 @@ from bayesprune.surgery import remove_channels
 FRACTIONS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of every group; the last is the smallest network
 MIXTURES = 12  # networks in which each group has a width of its own
 NOISE = 0.01  # standard deviation of a measurement, as a fraction of it
-SECONDS = 1.0  # for how long a network is timed, in turn with the dense one, …
-ROUNDS = (15, 60)  # … but at least and at most so many times
+SECONDS = 1.0  # for how long each of several networks is timed, in turn with the others, …
+BLOCKS = (15, 60)  # … but in at least and at most so many blocks
+CALLS = 5  # in a block
 SPREAD = 1.0  # standard deviation of a layer's rate around the network's rate, as a fraction of it
+
+
+def in_turn(
+    networks: Mapping[str, nn.Module],
+    example_input: Tensor | tuple[Any, ...],
+    *,
+    blocks: int | None = None,
+    measure: Callable[[nn.Module, Any], float] | None = None,
+) -> dict[str, np.ndarray]:
+    """Time networks in short blocks that take turns.
+
+    What slows the machine for a while slows all of them: compare the networks block by block.
+
+    Parameters
+    ----------
+    networks : mapping of str to nn.Module
+        At least one, by name; left as they are.
+    example_input : Tensor or tuple
+        What each call gets, on the networks' device.
+    blocks : int, optional
+        Number of blocks B, at least 1; by default as many as take a second per network, 15 to 60.
+    measure : callable, optional
+        ``(network, example_input)`` to milliseconds, for a block; by default the median of 5 calls
+        after one to warm up.
+
+    Returns
+    -------
+    dict of str to array of shape (B,)
+        Milliseconds by block.
+
+    Raises
+    ------
+    ConfigError
+        If `blocks` is no integer or below 1.
+    """
+    measure = measure or partial(latency, repeats=CALLS, warmup=1)
+    if blocks is not None:
+        check_integer("in_turn: blocks", blocks)
+    least, most = BLOCKS if blocks is None else (blocks, blocks)
+    for network in networks.values():
+        measure(network, example_input)
+    rows: list[dict[str, float]] = []
+    end = time.perf_counter() + SECONDS * len(networks)
+    while len(rows) < least or (len(rows) < most and time.perf_counter() < end):
+        # Every other block in reverse, so that none always follows the same one.
+        names = list(networks)[:: -1 if len(rows) % 2 else 1]
+        rows.append({name: measure(networks[name], example_input) for name in names})
+    return {name: np.array([row[name] for row in rows]) for name in networks}
 
 
 class LatencyModel(Price):
@@ -133,12 +184,10 @@ class LatencyModel(Price):
             units = {name: list(units) for name, units in cut}
             plan = PruningPlan(units, {name: self._groups[name].size for name in units})
             small = remove_channels(self._network, plan, self._example, groups=self._groups)
-            self._measure(small, self._example)
-            pairs = []
-            for _ in range(int(np.clip(1000 * SECONDS / self._dense[0], *ROUNDS))):
-                self._dense.append(self._measure(self._network, self._example))
-                pairs.append(self._measure(small, self._example) / self._dense[-1])
-            self._ratios[key] = float(np.median(pairs))
+            networks = {"dense": self._network, "small": small}
+            times = in_turn(networks, self._example, measure=self._measure)
+            self._dense.extend(times["dense"])
+            self._ratios[key] = float(np.median(times["small"] / times["dense"]))
         return self._ratios[key]
 
 

@@ -60,6 +60,7 @@ def numbers(folder):
     summary = json.loads((folder / "summary.json").read_text())
     for stage in ("dense", "pruned"):
         summary[stage].pop("latency_ms")
+    summary.pop("latency")
     summary.pop("seconds")
     rows = (folder / "metrics.csv").read_text().splitlines()
     place = rows[0].split(",").index("seconds")
@@ -99,6 +100,9 @@ def test_the_folder_is_complete(finished):
     assert list(summary["held_out"]) == ["dense", "cut", "pruned"]
     assert all(set(m) == {"error", "nll", "ece"} for m in summary["held_out"].values())
     assert summary["pruned"]["macs"] <= 0.4 * summary["dense"]["macs"]
+    low, middle, high = summary["latency"]["ratio"]
+    assert low <= middle <= high
+    assert {"batch_size": 1, "device": "cpu", "threads": 1}.items() <= summary["latency"].items()
     assert summary["method"] == "Dirichlet"
     assert summary["estimator"] == "AnalyticMean"
     assert {"pretrain", "fit", "select", "finetune"} <= set(summary["seconds"])
@@ -194,6 +198,33 @@ def test_resume_after_a_kill_at_any_stage(finished, tmp_path, monkeypatch, where
             pass
     assert calls > 1
     assert numbers(tmp_path / "run") == numbers(finished.folder)
+
+
+def test_all_networks_are_timed_in_turn_and_only_once(finished, tmp_path, monkeypatch):
+    calls, in_turn, save_pruned = [], experiment.in_turn, experiment.save_pruned
+
+    def counted(networks, example):
+        calls.append(list(networks))
+        return in_turn(networks, example)
+
+    def dying(file, *args):
+        if file.name == "pruned.safetensors":
+            raise Killed
+        save_pruned(file, *args)
+
+    monkeypatch.setattr(experiment, "in_turn", counted)
+    args = {"dense": str(finished.folder / "dense.safetensors"), "scratch__epochs": "1"}
+    args |= {"finetune__epochs": "0", "fit__epochs": "1"}
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "save_pruned", dying)
+        with pytest.raises(Killed):
+            bp.run_experiment(config(**args), tmp_path / "run")
+    run = bp.run_experiment(config(**args), tmp_path / "run", resume=True)
+    assert calls == [["dense", "pruned", "scratch"]]
+    noted = json.loads((run.folder / "state" / "notes.json").read_text())["latency"]
+    for name, milliseconds in noted["ms"].items():
+        assert run.summary[name]["latency_ms"] == milliseconds
+    assert run.summary["latency"]["ratio"] == noted["ratio"]
 
 
 def test_resume_after_sigkill(finished, tmp_path):
@@ -681,6 +712,7 @@ def test_groups_that_a_round_changes_are_named(tmp_path, monkeypatch):
         bp.run_experiment(quick(rounds="2", select__count="3"), tmp_path / "run")
 
 
+PLAN = '{"schema": 1, "kept": {"a": [99]}, "sizes": {"a": 12}, "method": "", "cost": null}'
 RULES = '{"rules": [{"class_path": "%s", "init_args": {}}]}'
 
 
@@ -700,6 +732,7 @@ RULES = '{"rules": [{"class_path": "%s", "init_args": {}}]}'
         ("config.yaml", "model: [", "--resume"),
         ("config.yaml", "just text", "compare"),
         ("plan.json", "{}", "report"),
+        ("plan.json", PLAN, "report"),
         ("pruned.safetensors", "", "report"),
         ("state/notes.json", '{"dense":', "unfinished"),
         ("state/notes.json", "[]", "unfinished"),
@@ -737,6 +770,52 @@ def test_damaged_files_are_named_in_one_line(finished, tmp_path, capsys, file, t
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert str(folder / file) in errors
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """Folders of a fit of switches and of a penalty, and what runs from them end in."""
+    folders = {}
+    for method in ("Dirichlet", "GroupLasso"):
+        changed = {"method": method, "pretrain__epochs": "1", "finetune__epochs": "1"}
+        epochs = "fit" if method == "Dirichlet" else "sparse"
+        run = bp.run_experiment(
+            quick(**changed, **{f"{epochs}__epochs": "1"}), tmp_path_factory.mktemp("runs") / method
+        )
+        folders[method] = (run.config, run.folder, numbers(run.folder))
+        (run.folder / "summary.json").unlink()
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("method", "file", "undone"),
+    [
+        ("Dirichlet", "pretrain", ()),
+        ("Dirichlet", "pretrain-epochs", ("pretrain",)),  # killed in the middle of the stage
+        ("Dirichlet", "fit", ()),
+        ("Dirichlet", "fit-epochs", ("fit", "posterior")),
+        ("Dirichlet", "posterior", ()),
+        ("Dirichlet", "finetune", ()),
+        ("Dirichlet", "finetune-epochs", ("finetune",)),
+        ("GroupLasso", "fit", ()),
+        ("GroupLasso", "fit-epochs", ("fit", "scores")),
+        ("GroupLasso", "scores", ()),
+    ],
+)
+def test_a_truncated_file_of_a_stage_can_be_deleted(unfinished, tmp_path, method, file, undone):
+    configuration, source, expected = unfinished[method]
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    for name in undone:
+        (folder / "state" / f"{name}.safetensors").unlink()
+    damaged = folder / "state" / f"{file}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    said = f"{re.escape(str(damaged))}: .*; delete the file, and --resume repeats its stage"
+    with pytest.raises(CheckpointError, match=said):
+        bp.run_experiment(configuration, folder, resume=True)
+    damaged.unlink()
+    bp.run_experiment(configuration, folder, resume=True)
+    assert numbers(folder) == expected
 
 
 def test_latency_is_modelled_once_a_round_and_never_again_after_a_kill(tmp_path, monkeypatch):

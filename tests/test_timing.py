@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesprune import models
-from bayesprune.errors import PlanError
+from bayesprune.errors import ConfigError, PlanError
 from bayesprune.groups import ChannelGroups, trace_groups
 from bayesprune.plan import Kept, Limits
-from bayesprune.timing import LatencyModel
+from bayesprune.timing import LatencyModel, in_turn
 
 
 def linear_device(network: nn.Module, example: Tensor) -> float:
@@ -43,6 +43,29 @@ def random_kept(groups: ChannelGroups, seed: int) -> Kept:
 def errors(model: LatencyModel, groups: ChannelGroups) -> np.ndarray:
     plans = [random_kept(groups, seed) for seed in range(20)]
     return np.abs([model(kept) / model.actual(kept) - 1 for kept in plans])
+
+
+def test_networks_take_turns_in_blocks_so_that_a_slow_spell_hits_all_of_them() -> None:
+    one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    seen: list[str] = []
+
+    def slowing(network: nn.Module, example: Tensor) -> float:
+        seen.append("one" if network is one else "two")
+        slow = 1 + len(seen) // 8  # ever more
+        return (1.0 if network is one else 3.0) * slow
+
+    networks = {"one": one, "two": two}
+    times = in_turn(networks, torch.zeros(1, 2), blocks=12, measure=slowing)
+    assert seen == ["one", "two"] + ["one", "two", "two", "one"] * 6  # the first two warm up
+    assert times["one"].max() > 3 * times["one"].min()
+    assert np.median(times["two"] / times["one"]) == 3
+
+
+def test_how_often_networks_take_turns() -> None:
+    network, x = nn.Linear(2, 2), torch.zeros(1, 2)
+    assert len(in_turn({"a": network}, x)["a"]) == 60  # a quick one
+    with pytest.raises(ConfigError, match="in_turn: blocks: expected .* got 0"):
+        in_turn({"a": network}, x, blocks=0)
 
 
 def test_finds_what_a_linear_device_takes_for_networks_it_has_not_measured() -> None:

@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 
 from bayesprune.checkpoint import write_bytes_atomic
 from bayesprune.errors import DataError
+from bayesprune.estimators import AnalyticMean
 from bayesprune.reporting import map_plots, posterior_plots, run_plots, training_plots
 from bayesprune.reporting._figures import format_count, numbers
 from bayesprune.reporting.summary import METRICS
@@ -36,7 +37,6 @@ _CHANGES = {
     "macs": ("fewer", "more"),
     "params": ("fewer", "more"),
     "weights": ("fewer", "more"),
-    "latency_ms": ("faster", "slower"),
 }
 
 
@@ -53,7 +53,9 @@ class ReportData:
         ``pruned`` (``error`` as a fraction, ``nll`` in nats, ``ece``, ``macs``, ``params``,
         ``weights``, ``latency_ms``), ``architecture`` (``{group: {"kept", "of"}}``); where
         present also ``estimator``, ``seconds``, ``versions``, the metrics ``scratch`` (same widths
-        trained from scratch), ``held_out`` (metrics on held-out training data: ``dense``, ``cut``
+        trained from scratch), ``latency`` (of the networks timed in turn: ``ratio``, the quartiles
+        and the median of pruned over dense, ascending, ``blocks``, ``batch_size``, ``device`` and
+        ``threads``), ``held_out`` (metrics on held-out training data: ``dense``, ``cut``
         before fine-tuning, ``pruned``), ``reliability`` (of ``dense`` and ``pruned``, see
         `bayesprune.training.reliability`), ``test_size`` (number of test examples, turns fractions
         into counts), and ``diagnostics`` of the posterior approximation: by name a mapping of
@@ -162,6 +164,7 @@ def _render(data: ReportData, **pictures: list[_Picture]) -> str:
         costs=costs(summary),
         calibration=_calibration(summary),
         diagnostics=_diagnostics(summary),
+        gates_are=_gates_are(data),
         channels=_channels(data),
         seconds=_pairs("Time spent", ("Stage", "Time"), summary.get("seconds"), _duration),
         versions=_pairs("Versions", ("Package", "Version"), summary.get("versions"), str),
@@ -210,6 +213,15 @@ def _ratio(before: float, after: float, less: str, more: str) -> str:
     return f"{factor:.3g}× {word}"
 
 
+def _speed(low: float, middle: float, high: float) -> str:
+    """Say how much faster or slower, from quartiles of the time of pruned over that of dense."""
+    if round(low, 2) <= 1 <= round(high, 2):
+        return f"no difference measurable ({low:.2f}× to {high:.2f}×)"
+    if high < 1:
+        return f"{1 / middle:.2f}× faster ({1 / high:.2f} to {1 / low:.2f})"
+    return f"{middle:.2f}× slower ({low:.2f} to {high:.2f})"
+
+
 def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.3g} s"
@@ -242,18 +254,38 @@ def verdict(data: ReportData) -> list[tuple[str, str]]:
             "nothing can be said here about how clear each decision is."
         )
         return [*said, ("How sure", text)]
-    trust = (
-        "The probabilities come from the fitted approximation of the posterior, which can be too "
-        "confident. They say how clearly the gates are ranked, not how much the network would lose "
-        "without a channel."
-    )
     checks = _checks(data.summary)
-    trust += (
-        f" Checks: {'; '.join(_outcome(name, check) for name, check in checks.items())}."
+    trust = (
+        f"Checks: {'; '.join(_outcome(name, check) for name, check in checks.items())}."
         if checks
-        else " How good the approximation is was not measured in this run."
+        else "How good the approximation is was not measured in this run."
     )
-    return [*said, ("How sure", _certainty(data.posterior, data.plan)), ("On what grounds", trust)]
+    if _widths_of_the_prior(data.summary):
+        sure = (
+            f"This run does not say. {_WIDTHS_OF_THE_PRIOR} Neither its intervals nor its "
+            "probabilities tell how clear a decision is; fit with another estimator (fit.estimator "
+            "Implicit) for some that do, or see with restarts whether other fits choose the same "
+            "channels."
+        )
+    else:
+        sure = _certainty(data.posterior, data.plan)
+        trust = (
+            "The probabilities come from the fitted approximation of the posterior, which can be "
+            "too confident. They say how clearly the gates differ in size, not how much the "
+            f"network would lose without a channel. {trust}"
+        )
+    return [*said, ("How sure", sure), ("On what grounds", trust)]
+
+
+_WIDTHS_OF_THE_PRIOR = (
+    "The switches were fitted with AnalyticMean, which sees the mean of each gate and never its "
+    "spread, so the prior alone decides how wide the posterior is."
+)
+
+
+def _widths_of_the_prior(summary: Mapping[str, Any]) -> bool:
+    """Whether the fit left the posterior as wide as the prior made it."""
+    return summary.get("estimator") == AnalyticMean.__name__
 
 
 def _outcome(name: str, check: Mapping[str, Any]) -> str:
@@ -273,9 +305,39 @@ def headline(summary: Mapping[str, Any]) -> str:
     parts = []
     if macs:
         parts.append(f"{_ratio(*macs, 'fewer', 'more')} multiply-accumulates")
+    if found := _mistakes(summary):
+        (before, after), size = found
+        low, high = _change_interval(before, after, size)
+        if low <= 0 <= high:
+            parts.append(f"no measurable change ({before:,} → {after:,} wrong of {size:,})")
+            return ", ".join(parts)
     if error:
         parts.append(f"{_points(error[1] - error[0])} of test error")
     return ", ".join(parts)
+
+
+def _mistakes(summary: Mapping[str, Any]) -> tuple[tuple[int, int], int] | None:
+    """How many test examples both networks got wrong, and of how many; None if not known."""
+    errors, size = _both(summary, "error"), summary.get("test_size")
+    if errors is None or not size:
+        return None
+    return (round(errors[0] * size), round(errors[1] * size)), size
+
+
+def _wilson(wrong: int, size: int) -> tuple[float, float]:
+    interval = binomtest(wrong, size).proportion_ci(method="wilson")
+    return interval.low, interval.high
+
+
+def _change_interval(before: int, after: int, size: int) -> tuple[float, float]:
+    """95% interval of the change in error, from two Wilson intervals (Newcombe 1998, method 10).
+
+    That both networks see the same examples makes it wide: their mistakes go together.
+    """
+    (low, high), (low_after, high_after) = _wilson(before, size), _wilson(after, size)
+    one, other = before / size, after / size
+    down, up = math.hypot(other - low_after, high - one), math.hypot(high_after - other, one - low)
+    return other - one - down, other - one + up
 
 
 def _removed(summary: Mapping[str, Any]) -> str:
@@ -305,14 +367,15 @@ def _cost(summary: Mapping[str, Any]) -> str:
     text = (
         f"Test error went from {_percent(before)} to {_percent(after)} ({_points(after - before)})"
     )
-    size = summary.get("test_size")
-    if size:
-        wrong = round(after * size)
-        interval = binomtest(wrong, size).proportion_ci(method="wilson")
+    if found := _mistakes(summary):
+        (wrong_before, wrong), size = found
+        low, high = map(_percent, _wilson(wrong, size))
+        least, most = map(_points, _change_interval(wrong_before, wrong, size))
         text += (
-            f": {round(before * size)} wrong of {size:,} before, {wrong} after. The luck of the "
-            f"test sample alone leaves {_percent(interval.low)} to {_percent(interval.high)} for "
-            "the pruned network (95% interval, Wilson, JASA 1927)"
+            f": {wrong_before:,} wrong of {size:,} before, {wrong:,} after. The luck of the test "
+            f"sample alone leaves {low} to {high} for the pruned network (95% interval, Wilson, "
+            f"JASA 1927) and {least} to {most} for the change (Newcombe, Statistics in Medicine "
+            "1998; rather wide, since both networks saw the same examples)"
         )
     text += "."
     held_out = summary.get("held_out", {})
@@ -350,6 +413,16 @@ def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
     clear_kept, clear_removed = int((kept > 0.95).sum()), int((removed < 0.05).sum())
     clear, unsure = clear_kept + clear_removed, unsure_kept + unsure_removed
     total = len(kept) + len(removed)
+    if by := _ranked_by(posterior, plan):
+        text = (
+            f"Channels were ranked by {by}; the probabilities are of the gate's size, which is "
+            f"something else. {clear_kept} of {len(kept)} kept channels have one of the k largest "
+            "gates of their group (k = number kept) with probability above 0.95, and "
+            f"{clear_removed} of {len(removed)} removed ones with less than 0.05."
+        )
+        if against:
+            text += f" {against} are clearly the other way round, which the ranking allows for."
+        return text
     text = (
         f"{clear} of {total} decisions ({100 * clear / total:.1f}%) are clear-cut: {clear_kept} of "
         f"{len(kept)} kept channels are among the best k of their group (k = number kept) with "
@@ -365,6 +438,31 @@ def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
     return text
 
 
+def _ranked_by(posterior: SwitchPosterior, plan: PruningPlan) -> str | None:
+    """What the plan ranked channels by, in words; None if by the mean gate."""
+    return posterior.ranks_by(posterior_plots.selection_scores(posterior, plan).measure)
+
+
+def _gates_are(data: ReportData) -> str:
+    """Say how to read the figures of the gates."""
+    if data.posterior is None:
+        return ""
+    by = _ranked_by(data.posterior, data.plan)
+    said = [
+        "A gate multiplies the output of its channel.",
+        f"Channels are sorted as the selection ranked them, by {by or 'the mean gate'}.",
+    ]
+    if by:
+        said.append("So a kept channel may have a smaller gate than a removed one.")
+    if _widths_of_the_prior(data.summary):
+        said.append(_WIDTHS_OF_THE_PRIOR)
+    elif not by:
+        said.append(
+            "The closer a kept and a removed channel lie, the less sure the choice between them."
+        )
+    return " ".join(said)
+
+
 # --- tables -----------------------------------------------------------------------------------
 
 
@@ -372,6 +470,7 @@ def costs(summary: Mapping[str, Any]) -> _Table:
     """Dense against pruned, and whatever other networks the run measured."""
     sides = {"Dense": summary["dense"], "Pruned": summary["pruned"]}
     others = {"Same widths from scratch": summary["scratch"]} if summary.get("scratch") else {}
+    timed = summary.get("latency")
 
     def write(field: str, value: float | None) -> str:
         if value is None:
@@ -391,6 +490,8 @@ def costs(summary: Mapping[str, Any]) -> _Table:
             return _points(after - before)
         if field in ("nll", "ece"):
             return f"{after - before:+.4f}".replace("-", "−")
+        if field == "latency_ms":  # networks timed at different moments cannot be compared
+            return _speed(*timed["ratio"]) if timed else _NONE
         return _ratio(*values, *_CHANGES[field])
 
     rows = [
@@ -400,10 +501,20 @@ def costs(summary: Mapping[str, Any]) -> _Table:
     ]
     size = summary.get("test_size")
     caption = f"Measured on {f'{size:,} test examples' if size else 'the test set'}"
+    if timed:
+        caption += (
+            f"; latency of a batch of {timed['batch_size']} on {timed['device']} with "
+            f"{timed['threads']} CPU thread{'s' if timed['threads'] > 1 else ''}"
+        )
     note = (
         "NLL: negative log likelihood. ECE: expected calibration error. MACs: multiply-accumulates "
         "for one input. Weights: without biases and norms."
     )
+    if timed:
+        note += (
+            f" Latency: median over {timed['blocks']} blocks of calls, in which the networks took "
+            "turns; in brackets the quartiles over the blocks of how the two compare."
+        )
     return _Table(caption, ["", *sides, "Change", *others], rows, note)
 
 
@@ -512,19 +623,22 @@ def _gates(data: ReportData) -> list[_Picture]:
     if posterior is None:
         return []
     pictures = []
+    by = _ranked_by(posterior, data.plan) or "the mean gate"
     for place, name in enumerate(posterior.names):
         size, kept = len(posterior.channels[name]), data.plan.kept.get(name)
         decided = "" if kept is None else f", {len(kept)} of them kept"
         gone = data.plan.sizes.get(name, size) - size
-        absent = f" Channels removed in earlier rounds ({gone}) have no gate." if gone else ""
+        notes = f" Channels removed in earlier rounds ({gone}) have no gate." if gone else ""
+        if _widths_of_the_prior(data.summary):
+            notes += " The prior alone decides how wide the intervals are."
         mean = posterior.mean[name]
         pictures.append(
             _picture(
                 f"gates-{place:02d}-{re.sub(r'[^A-Za-z0-9._-]', '-', name)}",
                 posterior_plots.forest_plot(posterior, name, data.plan),
-                f"Posterior of the gates of {name}: {size} channels sorted by mean{decided}; "
+                f"Posterior of the gates of {name}: {size} channels{decided}, sorted by {by}; "
                 f"means from {float(mean.min()):.2g} to {float(mean.max()):.2g}.",
-                f"{name}: gates by posterior mean{decided}.{absent}",
+                f"{name}: gates{decided}, sorted by {by}.{notes}",
             )
         )
     return pictures
@@ -534,14 +648,24 @@ def _ranks(data: ReportData) -> list[_Picture]:
     posterior = data.posterior
     if posterior is None or not any(name in data.plan.kept for name in posterior.names):
         return []
+    by = _ranked_by(posterior, data.plan)
+    meaning = []
+    if by:
+        meaning.append(f"Best by the size of the gate; channels are sorted by {by}.")
+    if _widths_of_the_prior(data.summary):
+        meaning.append("The prior alone decides how steep the fall from 1 to 0 is.")
+    elif not by:
+        meaning.append(
+            "The steeper the fall from 1 to 0, the clearer the cut; decisions between the dashed "
+            "lines are uncertain."
+        )
     return [
         _picture(
             "rank-probability",
             posterior_plots.rank_probability_plot(posterior, data.plan),
-            "Per group, each channel's probability of being among the best k, sorted, with k the "
-            "number of channels kept; lines at 0.05 and 0.95.",
-            "Probability of being among the best k of the group. The steeper the fall from 1 to "
-            "0, the clearer the cut; decisions between the dashed lines are uncertain.",
+            "Per group, each channel's probability of being among the best k, sorted by "
+            f"{by or 'the mean gate'}, with k the number of channels kept; lines at 0.05 and 0.95.",
+            " ".join(["Probability of being among the best k of the group.", *meaning]),
         )
     ]
 
@@ -585,8 +709,9 @@ def _maps(data: ReportData) -> list[_Picture]:
         # Channels removed in an earlier round have no gate any more.
         importance = np.full(size, math.nan)
         channels = data.posterior.channels[group].tolist()
-        importance[channels] = data.posterior.mean[group].tolist()
-    order = "kept ones first" if importance is None else "ranked by posterior mean gate"
+        scores = posterior_plots.selection_scores(data.posterior, data.plan)
+        importance[channels] = scores.values[group].tolist()
+    order = "kept ones first" if importance is None else "ranked by the score of the selection"
     count = "" if kept is None else f", {len(kept)} of {size} kept"
     return [
         _picture(
@@ -594,7 +719,7 @@ def _maps(data: ReportData) -> list[_Picture]:
             map_plots.feature_maps(data.image, data.feature_maps, importance, kept),
             f"An input image and the feature maps of {group}, {order}{count}.",
             f"An input and what {group} makes of it, {order}. Titles: original channel index"
-            f"{'' if importance is None else ' and mean gate'}.",
+            f"{'' if importance is None else ' and score'}.",
         )
     ]
 

@@ -4,9 +4,9 @@
 
 LeNet-5 and ResNet-20 with random weights, at 50% and 70% of the dense network's time. The scores
 are the norms of filters, shared out without data; latency does not depend on weights. After the
-selection the dense and the chosen network are timed anew, in short blocks that take turns: every
-block gives one ratio of its medians, and the result is the median over the blocks, with the
-quartiles as spread. "spread of dense" is that of the dense network's own blocks: how steady the
+selection the dense and the chosen network are timed anew with `in_turn`: every block gives one
+ratio of its medians, and the result is the median over the blocks, with the quartiles as spread.
+"spread of dense" is that of the dense network's own blocks: how steady the
 machine was. Writes docs/results/latency.json.
 """
 
@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,7 @@ import torch
 
 import bayesprune as bp
 from bayesprune.selection import Context, choose
-
-
-def alternating(dense: Any, small: Any, image: torch.Tensor, seconds: float, calls: int):
-    """Medians of blocks of calls, (blocks,) for each of the two networks."""
-    times: dict[str, list[float]] = {"dense": [], "small": []}
-    for network in (dense, small):
-        bp.latency(network, image)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for name, network in (("dense", dense), ("small", small)):
-            times[name].append(bp.latency(network, image, repeats=calls, warmup=1))
-    return np.array(times["dense"]), np.array(times["small"])
+from bayesprune.timing import in_turn
 
 
 def measure(name: str, share: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -52,8 +42,10 @@ def measure(name: str, share: float, options: argparse.Namespace) -> dict[str, A
     plan = choose(bp.criteria.Magnitude().scores(network, groups, []), rule, context)
     seconds = time.perf_counter() - started
     small = bp.remove_channels(network, plan, image)
-    dense, pruned = alternating(network, small, image, options.seconds, options.calls)
-    low, middle, high = np.quantile(pruned / dense, [0.25, 0.5, 0.75]) / share
+    block = partial(bp.latency, repeats=options.calls, warmup=1)
+    times = in_turn({"dense": network, "small": small}, image, blocks=options.blocks, measure=block)
+    dense = times["dense"]
+    low, middle, high = np.quantile(times["small"] / dense, [0.25, 0.5, 0.75]) / share
     quartiles = np.quantile(dense, [0.25, 0.5, 0.75])
     return {
         "asked for": share,
@@ -72,7 +64,7 @@ def measure(name: str, share: float, options: argparse.Namespace) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=15, help="of timing each network anew")
+    parser.add_argument("--blocks", type=int, default=100)
     parser.add_argument("--calls", type=int, default=10, help="in a block")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)

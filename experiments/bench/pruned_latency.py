@@ -17,10 +17,11 @@ import copy
 import json
 import os
 import platform
-import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch_pruning as tp
 from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ from torch import nn
 
 import bayesprune as bp
 from bayesprune import criteria, models
+from bayesprune.timing import in_turn
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 NETWORKS = {
@@ -72,17 +74,15 @@ def measured(name: str, kept: float, blocks: int) -> dict[str, Any]:
     for batch in BATCHES:
         inputs = image.expand(batch, *image.shape[1:]).contiguous()
         calls = 30 if batch == 1 else 5
-        ratios: dict[str, list[float]] = {"ours": [], "torch-pruning": [], "ours / theirs": []}
-        for block in range(blocks + 1):  # the first warms up
-            nets = {"dense": network, "ours": ours, "theirs": other}
-            if block % 2:
-                nets = dict(reversed(nets.items()))
-            times = {k: bp.latency(net, inputs, repeats=calls, warmup=1) for k, net in nets.items()}
-            if block:
-                ratios["ours"].append(times["ours"] / times["dense"])
-                ratios["torch-pruning"].append(times["theirs"] / times["dense"])
-                ratios["ours / theirs"].append(times["ours"] / times["theirs"])
-        row[f"batch {batch}"] = {k: round(statistics.median(v), 3) for k, v in ratios.items()}
+        nets = {"dense": network, "ours": ours, "theirs": other}
+        block = partial(bp.latency, repeats=calls, warmup=1)
+        times = in_turn(nets, inputs, blocks=blocks, measure=block)
+        ratios = {
+            "ours": times["ours"] / times["dense"],
+            "torch-pruning": times["theirs"] / times["dense"],
+            "ours / theirs": times["ours"] / times["theirs"],
+        }
+        row[f"batch {batch}"] = {k: round(float(np.median(v)), 3) for k, v in ratios.items()}
     return row
 
 

@@ -21,7 +21,8 @@ from bayesprune.errors import DataError, PlanError
 from bayesprune.plan import PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.reporting.report import ReportData, write_report
-from bayesprune.switches import Dirichlet
+from bayesprune.selection import ChannelScores
+from bayesprune.switches import Dirichlet, LogNormal
 
 DENSE = {
     "error": 0.0051, "nll": 0.017, "ece": 0.002, "macs": 2_293_000, "params": 431_080,
@@ -45,6 +46,12 @@ class Probabilities:
         self.mean = self.probability
         self.history = [{"epoch": e, "elbo": -1 / e, "nll": 0.9 / e, "kl": 0.1} for e in (1, 2)]
 
+    def scores(self, measure: str = "importance") -> ChannelScores:
+        return ChannelScores(self.mean, measure)
+
+    def ranks_by(self, measure: str) -> None:
+        assert measure == "importance"
+
     def quantile(self, q: float) -> dict[str, torch.Tensor]:
         return {n: p * (0.5 + q) for n, p in self.mean.items()}
 
@@ -65,7 +72,7 @@ def posterior(*args: Any) -> Any:
 
 
 def plan(kept: dict[str, list[int]], sizes: dict[str, int]) -> Any:
-    return SimpleNamespace(kept=kept, sizes=sizes)
+    return SimpleNamespace(kept=kept, sizes=sizes, method="importance")
 
 
 def summary(kept: dict[str, list[int]] = KEPT, sizes: dict[str, int] = SIZES) -> dict[str, Any]:
@@ -230,6 +237,20 @@ def test_verdict_counts_decisions(page: Page) -> None:
     assert "2 went clearly against the ranking of the gates" in page.text
 
 
+def test_widths_that_the_prior_decides_are_not_sold_as_certainty(tmp_path: Path) -> None:
+    data = replace(FULL, summary={**summary(), "estimator": "AnalyticMean"})
+    words = text(tmp_path, data)
+    assert "clear-cut" not in words
+    assert "How sure This run does not say. The switches were fitted with AnalyticMean" in words
+    section = words.partition("A gate multiplies the output")[2]
+    assert "the prior alone decides how wide the posterior is." in section
+    assert section.count("The prior alone decides how wide the intervals are.") == 2
+    assert "The prior alone decides how steep the fall" in section
+    assert "the less sure" not in words
+    assert "too confident" not in words
+    assert "How good the approximation is was not measured" in words
+
+
 def test_verdict_gives_counts_where_the_test_size_is_known(tmp_path: Path) -> None:
     more = {
         "test_size": 10_000,
@@ -253,10 +274,53 @@ def test_table_of_costs(page: Page) -> None:
         "Test error 0.51% 0.99% +0.48 points",
         "NLL (nats) 0.0170 0.0310 +0.0140",
         "MACs 2,293,000 158,700 14.4× fewer",
-        "Latency 0.4 ms 0.5 ms 1.25× slower",
+        "Latency 0.4 ms 0.5 ms –",
         "pretrain 81.2 s finetune 1 h 10 min",
     ):
         assert row in page.text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "size", "said"),
+    [
+        (4, 3, 360, "no measurable change (4 → 3 wrong of 360)"),
+        (56, 66, 360, "no measurable change (56 → 66 wrong of 360)"),
+        (0, 0, 100, "no measurable change (0 → 0 wrong of 100)"),
+        (51, 99, 10_000, "+0.48 points of test error"),
+        (99, 51, 10_000, "−0.48 points of test error"),
+    ],
+)
+def test_the_headline_does_not_sell_noise(
+    tmp_path: Path, before: int, after: int, size: int, said: str
+) -> None:
+    shares = {"dense": before / size, "pruned": after / size}
+    errors = {name: {**summary()[name], "error": share} for name, share in shares.items()}
+    words = text(tmp_path, replace(QUICK, summary={**summary(), **errors, "test_size": size}))
+    assert f"14.4× fewer multiply-accumulates, {said} Removed" in words
+
+
+def test_the_interval_of_the_change(tmp_path: Path) -> None:
+    # Newcombe 1998, Table II (b), method 10, for 9/10 - 3/10: 0.1705 to 0.8090.
+    errors = {"dense": {**DENSE, "error": 0.3}, "pruned": {**PRUNED, "error": 0.9}}
+    words = text(tmp_path, replace(QUICK, summary={**summary(), **errors, "test_size": 10}))
+    assert "+17.05 points to +80.90 points for the change" in words
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        ([0.9, 1.03, 1.1], "no difference measurable (0.90× to 1.10×)"),
+        ([1.004, 1.006, 1.008], "no difference measurable (1.00× to 1.01×)"),
+        ([1.2, 1.25, 1.3], "1.25× slower (1.20 to 1.30)"),
+        ([0.4, 0.5, 0.8], "2.00× faster (1.25 to 2.50)"),
+    ],
+)
+def test_latency_is_compared_with_its_spread(tmp_path: Path, ratio: list[float], said: str) -> None:
+    latency = {"ratio": ratio, "blocks": 60, "batch_size": 1, "device": "cpu", "threads": 2}
+    words = text(tmp_path, replace(QUICK, summary={**summary(), "latency": latency}))
+    assert f"Latency 0.4 ms 0.5 ms {said}" in words
+    assert "latency of a batch of 1 on cpu with 2 CPU threads" in words
+    assert "median over 60 blocks" in words
 
 
 def test_what_was_not_measured_is_said(page: Page) -> None:
@@ -364,6 +428,28 @@ def test_real_posterior_and_plan(tmp_path: Path) -> None:
     )
     words = text(tmp_path, replace(QUICK, posterior=gates, plan=PruningPlan(KEPT, SIZES)))
     assert "of 84 decisions" in words
+    assert "by the mean gate. The closer a kept and a removed channel lie" in words
+
+
+def test_a_family_that_does_not_rank_by_size_is_not_contradicted(tmp_path: Path) -> None:
+    switch = LogNormal().bind(4)
+    with torch.no_grad():
+        switch.loc.copy_(torch.tensor([-3.0, -0.1, -2.5, -2.0]))
+        switch.log_scale.copy_(torch.tensor([-4.0, 0.5, -4.0, -3.0]))
+    gates, sizes, kept = SwitchPosterior({"a": switch}, []), {"a": 4}, {"a": [0, 2]}
+    for method, by in (
+        ("importance", "the signal to noise ratio of the gate"),
+        ("evidence", "the evidence that would be lost with the channel"),
+    ):
+        data = ReportData("", summary(kept, sizes), PruningPlan(kept, sizes, method), gates)
+        words = text(tmp_path, data)
+        assert f"ranked by {by}; the probabilities are of the gate's size" in words
+        assert "0 of 2 kept channels have one of the k largest gates" in words
+        assert "which the ranking allows for" in words
+        assert f"sorted as the selection ranked them, by {by}." in words
+        assert f"a: gates, 2 of them kept, sorted by {by}." in words
+        for wrong in ("against", "clear-cut", "the less sure", "clearer the cut"):
+            assert wrong not in words
 
 
 # --- bad input --------------------------------------------------------------------------------
