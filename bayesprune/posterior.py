@@ -237,6 +237,21 @@ class SwitchPosterior:
             )
         return ChannelScores(values, measure, interval_scale=interval_scale)
 
+    def ranks_by(self, measure: str = "importance") -> str | None:
+        """What `scores` of a measure rank channels by, in words; None if by the mean gate."""
+        kind, _, number = measure.partition(":")
+        match kind:
+            case "mean":
+                return None
+            case "snr":
+                return "the signal to noise ratio of the gate"
+            case "above":
+                return f"the probability that the size of the gate is at least {number}"
+            case "evidence":
+                return "the evidence that would be lost with the channel"
+        own = {switch.ranks_by: None for switch in self.switches.values() if switch.ranks_by}
+        return " or ".join(own) or None
+
     def summary(self) -> pd.DataFrame:
         """One row per channel: group, original index, mean, sd, 94% interval, importance."""
         mean, sd, scores = self.mean, self.sd, self.scores().values

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bayesprune.errors import PlanError
+from bayesprune.errors import BayespruneError, PlanError
 from bayesprune.reporting._figures import (
     INK,
     KEPT,
@@ -29,6 +29,17 @@ from bayesprune.reporting._figures import (
 if TYPE_CHECKING:
     from bayesprune.plan import PruningPlan
     from bayesprune.posterior import SwitchPosterior
+    from bayesprune.selection import ChannelScores
+
+
+def selection_scores(posterior: SwitchPosterior, plan: PruningPlan | None) -> ChannelScores:
+    """The scores that a plan was chosen by; without a plan of this posterior, the family's own."""
+    if plan is not None:
+        try:
+            return posterior.scores(plan.method)
+        except BayespruneError:  # what a criterion measures, for example
+            pass
+    return posterior.scores()
 
 
 def _channels(posterior: SwitchPosterior, group: str) -> np.ndarray:
@@ -67,7 +78,10 @@ def forest_plot(
     plan: PruningPlan | None = None,
     max_channels: int = 60,
 ) -> Figure:
-    """Draw the posterior of one group's gates, channels sorted by mean.
+    """Draw the posterior of one group's gates, channels in the order of the selection.
+
+    The order is that of the scores that the plan was chosen by, the best first; without such a
+    plan, of the family's importance.
 
     Up to `max_channels`, one row per channel: the mean, the central 50% interval (thick) and the
     central 94% interval (thin), labelled with the original channel index.  Beyond, the same
@@ -99,7 +113,7 @@ def forest_plot(
         raise PlanError(f"expected a group of the posterior {posterior.names}, got {group!r}")
     channels = _channels(posterior, group)
     mean = array(posterior.mean[group])
-    order = np.argsort(-mean, kind="stable")
+    order = np.array(selection_scores(posterior, plan).order(group)[::-1])
     mask = _kept_mask(channels, group, plan)
     bounds = [array(posterior.quantile(q)[group])[order] for q in (0.03, 0.25, 0.75, 0.97)]
     draw = _forest_rows if len(channels) <= max_channels else _forest_bands
@@ -171,7 +185,7 @@ def _forest_bands(
     rug.set_ylim(len(labels) - 0.5, -0.5)
     rug.tick_params(axis="y", length=0)
     rug.spines["left"].set_visible(False)
-    rug.set_xlabel("rank of the channel by mean gate")
+    rug.set_xlabel("rank of the channel by score")
     return figure
 
 
@@ -198,10 +212,11 @@ def rank_probability(posterior: SwitchPosterior, plan: PruningPlan) -> dict[str,
 
 @rc_context(STYLE)
 def rank_probability_plot(posterior: SwitchPosterior, plan: PruningPlan) -> Figure:
-    """Draw P(channel among the best k of its group), sorted, k being the number kept.
+    """Draw P(channel among the best k of its group), k being the number kept.
 
-    One panel per group.  Between the grey lines at 0.05 and 0.95 a decision is uncertain.  Large
-    groups are shown up to where the probability has become negligible.
+    One panel per group, its channels in the order of the scores that the plan was chosen by.
+    Between the grey lines at 0.05 and 0.95 a decision is uncertain.  Large groups are shown up to
+    where the probability has become negligible.
 
     Parameters
     ----------
@@ -226,6 +241,7 @@ def rank_probability_plot(posterior: SwitchPosterior, plan: PruningPlan) -> Figu
             f"expected a plan for groups of the posterior {posterior.names}, got {[*plan.kept]}"
         )
     probabilities = rank_probability(posterior, plan)
+    scores = selection_scores(posterior, plan)
     columns = 1 if len(groups) <= 4 else 2
     rows = math.ceil(len(groups) / columns)
     figure = new_figure(height=0.5 + 1.35 * rows)
@@ -235,7 +251,9 @@ def rank_probability_plot(posterior: SwitchPosterior, plan: PruningPlan) -> Figu
     for axes, name in zip(grid.flat, groups, strict=False):
         mask = _kept_mask(_channels(posterior, name), name, plan)
         assert mask is not None  # every group here is in the plan
-        _rank_panel(axes, shorten(name, 34 // columns), array(probabilities[name]), mask)
+        order = np.array(scores.order(name)[::-1])
+        probability = array(probabilities[name])
+        _rank_panel(axes, shorten(name, 34 // columns), probability[order], mask[order])
     handles = {
         str(line.get_label()): line
         for axes in figure.axes
@@ -243,15 +261,13 @@ def rank_probability_plot(posterior: SwitchPosterior, plan: PruningPlan) -> Figu
         if line.get_marker() in ("o", "D")
     }
     figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=2)
-    figure.supxlabel("rank of the channel by probability (k = number kept)", fontsize=9)
+    figure.supxlabel("rank of the channel by score (k = number kept)", fontsize=9)
     figure.supylabel("P(among the best k)", fontsize=9)
     return figure
 
 
 def _rank_panel(axes: Axes, name: str, probability: np.ndarray, mask: np.ndarray) -> None:
-    order = np.argsort(-probability, kind="stable")
-    probability, mask, size = probability[order], mask[order], len(order)
-    kept = int(mask.sum())
+    size, kept = len(mask), int(mask.sum())
     last = 1 + np.flatnonzero(mask | (probability >= 0.005)).max(initial=0)
     shown = size if size <= 60 else min(size, math.ceil(1.25 * last) + 2)
     for level in (0.05, 0.95):

@@ -164,7 +164,7 @@ def _render(data: ReportData, **pictures: list[_Picture]) -> str:
         costs=costs(summary),
         calibration=_calibration(summary),
         diagnostics=_diagnostics(summary),
-        gates_are=_gates_are(data.summary),
+        gates_are=_gates_are(data),
         channels=_channels(data),
         seconds=_pairs("Time spent", ("Stage", "Time"), summary.get("seconds"), _duration),
         versions=_pairs("Versions", ("Package", "Version"), summary.get("versions"), str),
@@ -271,8 +271,8 @@ def verdict(data: ReportData) -> list[tuple[str, str]]:
         sure = _certainty(data.posterior, data.plan)
         trust = (
             "The probabilities come from the fitted approximation of the posterior, which can be "
-            "too confident. They say how clearly the gates are ranked, not how much the network "
-            f"would lose without a channel. {trust}"
+            "too confident. They say how clearly the gates differ in size, not how much the "
+            f"network would lose without a channel. {trust}"
         )
     return [*said, ("How sure", sure), ("On what grounds", trust)]
 
@@ -382,6 +382,16 @@ def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
     clear_kept, clear_removed = int((kept > 0.95).sum()), int((removed < 0.05).sum())
     clear, unsure = clear_kept + clear_removed, unsure_kept + unsure_removed
     total = len(kept) + len(removed)
+    if by := _ranked_by(posterior, plan):
+        text = (
+            f"Channels were ranked by {by}; the probabilities are of the gate's size, which is "
+            f"something else. {clear_kept} of {len(kept)} kept channels have one of the k largest "
+            "gates of their group (k = number kept) with probability above 0.95, and "
+            f"{clear_removed} of {len(removed)} removed ones with less than 0.05."
+        )
+        if against:
+            text += f" {against} are clearly the other way round, which the ranking allows for."
+        return text
     text = (
         f"{clear} of {total} decisions ({100 * clear / total:.1f}%) are clear-cut: {clear_kept} of "
         f"{len(kept)} kept channels are among the best k of their group (k = number kept) with "
@@ -397,14 +407,29 @@ def _certainty(posterior: SwitchPosterior, plan: PruningPlan) -> str:
     return text
 
 
-def _gates_are(summary: Mapping[str, Any]) -> str:
+def _ranked_by(posterior: SwitchPosterior, plan: PruningPlan) -> str | None:
+    """What the plan ranked channels by, in words; None if by the mean gate."""
+    return posterior.ranks_by(posterior_plots.selection_scores(posterior, plan).measure)
+
+
+def _gates_are(data: ReportData) -> str:
     """Say how to read the figures of the gates."""
-    meaning = (
-        _WIDTHS_OF_THE_PRIOR
-        if _widths_of_the_prior(summary)
-        else "The closer a kept and a removed channel lie, the less sure the choice between them."
-    )
-    return f"A gate multiplies the output of its channel. Channels are sorted by mean. {meaning}"
+    if data.posterior is None:
+        return ""
+    by = _ranked_by(data.posterior, data.plan)
+    said = [
+        "A gate multiplies the output of its channel.",
+        f"Channels are sorted as the selection ranked them, by {by or 'the mean gate'}.",
+    ]
+    if by:
+        said.append("So a kept channel may have a smaller gate than a removed one.")
+    if _widths_of_the_prior(data.summary):
+        said.append(_WIDTHS_OF_THE_PRIOR)
+    elif not by:
+        said.append(
+            "The closer a kept and a removed channel lie, the less sure the choice between them."
+        )
+    return " ".join(said)
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -567,6 +592,7 @@ def _gates(data: ReportData) -> list[_Picture]:
     if posterior is None:
         return []
     pictures = []
+    by = _ranked_by(posterior, data.plan) or "the mean gate"
     for place, name in enumerate(posterior.names):
         size, kept = len(posterior.channels[name]), data.plan.kept.get(name)
         decided = "" if kept is None else f", {len(kept)} of them kept"
@@ -579,9 +605,9 @@ def _gates(data: ReportData) -> list[_Picture]:
             _picture(
                 f"gates-{place:02d}-{re.sub(r'[^A-Za-z0-9._-]', '-', name)}",
                 posterior_plots.forest_plot(posterior, name, data.plan),
-                f"Posterior of the gates of {name}: {size} channels sorted by mean{decided}; "
+                f"Posterior of the gates of {name}: {size} channels{decided}, sorted by {by}; "
                 f"means from {float(mean.min()):.2g} to {float(mean.max()):.2g}.",
-                f"{name}: gates by posterior mean{decided}.{notes}",
+                f"{name}: gates{decided}, sorted by {by}.{notes}",
             )
         )
     return pictures
@@ -591,19 +617,24 @@ def _ranks(data: ReportData) -> list[_Picture]:
     posterior = data.posterior
     if posterior is None or not any(name in data.plan.kept for name in posterior.names):
         return []
-    meaning = (
-        "The prior alone decides how steep the fall from 1 to 0 is."
-        if _widths_of_the_prior(data.summary)
-        else "The steeper the fall from 1 to 0, the clearer the cut; decisions between the dashed "
-        "lines are uncertain."
-    )
+    by = _ranked_by(posterior, data.plan)
+    meaning = []
+    if by:
+        meaning.append(f"Best by the size of the gate; channels are sorted by {by}.")
+    if _widths_of_the_prior(data.summary):
+        meaning.append("The prior alone decides how steep the fall from 1 to 0 is.")
+    elif not by:
+        meaning.append(
+            "The steeper the fall from 1 to 0, the clearer the cut; decisions between the dashed "
+            "lines are uncertain."
+        )
     return [
         _picture(
             "rank-probability",
             posterior_plots.rank_probability_plot(posterior, data.plan),
-            "Per group, each channel's probability of being among the best k, sorted, with k the "
-            "number of channels kept; lines at 0.05 and 0.95.",
-            f"Probability of being among the best k of the group. {meaning}",
+            "Per group, each channel's probability of being among the best k, sorted by "
+            f"{by or 'the mean gate'}, with k the number of channels kept; lines at 0.05 and 0.95.",
+            " ".join(["Probability of being among the best k of the group.", *meaning]),
         )
     ]
 
@@ -647,8 +678,9 @@ def _maps(data: ReportData) -> list[_Picture]:
         # Channels removed in an earlier round have no gate any more.
         importance = np.full(size, math.nan)
         channels = data.posterior.channels[group].tolist()
-        importance[channels] = data.posterior.mean[group].tolist()
-    order = "kept ones first" if importance is None else "ranked by posterior mean gate"
+        scores = posterior_plots.selection_scores(data.posterior, data.plan)
+        importance[channels] = scores.values[group].tolist()
+    order = "kept ones first" if importance is None else "ranked by the score of the selection"
     count = "" if kept is None else f", {len(kept)} of {size} kept"
     return [
         _picture(
@@ -656,7 +688,7 @@ def _maps(data: ReportData) -> list[_Picture]:
             map_plots.feature_maps(data.image, data.feature_maps, importance, kept),
             f"An input image and the feature maps of {group}, {order}{count}.",
             f"An input and what {group} makes of it, {order}. Titles: original channel index"
-            f"{'' if importance is None else ' and mean gate'}.",
+            f"{'' if importance is None else ' and score'}.",
         )
     ]
 

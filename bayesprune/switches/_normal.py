@@ -18,6 +18,7 @@ from bayesprune.switches._switch import Switch, within
 class NormalSwitch(Switch):
     """Abstract: multiplicative Gaussian noise, scored by the log of squared mean over variance."""
 
+    ranks_by = "the log of squared mean over variance of the gate"
     interval_scale = True
 
     def __init__(self, init_sd: float = 0.011) -> None:

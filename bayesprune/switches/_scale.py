@@ -31,6 +31,7 @@ class ScaleSwitch(Switch):
         Initial standard deviation of every log scale, above 0.
     """
 
+    ranks_by = "the log of the mode of the gate"
     interval_scale = True
 
     def __init__(self, init_sd: float) -> None:

@@ -82,6 +82,9 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
     ----------
     reference : str
         The paper.
+    ranks_by : str, optional
+        What `importance` is, in words for a report; None where it ranks channels as the mean gate
+        does.
     interval_scale : bool
         Whether only differences of `importance` mean something, as of logarithms; else it is at
         least 0.
@@ -92,6 +95,7 @@ class Switch(PyroModule, metaclass=_AbstractModuleMeta):
     """
 
     reference: str
+    ranks_by: str | None = None
     interval_scale: bool = False
     size: int = 0
     fan_in: float = 1.0

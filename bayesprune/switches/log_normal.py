@@ -44,6 +44,7 @@ class LogNormal(Switch):
     """
 
     reference = "Neklyudov et al., NeurIPS 2017"
+    ranks_by = "the signal to noise ratio of the gate"
 
     def __init__(self, init_sd: float = 0.0067) -> None:
         super().__init__()

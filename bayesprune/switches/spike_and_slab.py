@@ -48,6 +48,7 @@ class SpikeAndSlab(Switch):
     """
 
     reference = "Jantre et al., IEEE TNNLS 2024"
+    ranks_by = "the logit of the inclusion probability"
     interval_scale = True
 
     def __init__(

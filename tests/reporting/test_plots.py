@@ -16,7 +16,11 @@ from matplotlib.lines import Line2D
 
 from bayesprune import reporting
 from bayesprune.errors import DataError, PlanError
+from bayesprune.plan import PruningPlan
+from bayesprune.posterior import SwitchPosterior
 from bayesprune.reporting._figures import format_count
+from bayesprune.selection import ChannelScores
+from bayesprune.switches import LogNormal
 
 
 class Gates:
@@ -34,6 +38,9 @@ class Gates:
         }
         self.mean = {name: torch.tensor(mean) for name, mean in means.items()}
 
+    def scores(self, measure: str = "importance") -> ChannelScores:
+        return ChannelScores(self.mean, measure)
+
     def quantile(self, q: float) -> dict[str, torch.Tensor]:
         return {name: draws.quantile(q, dim=0) for name, draws in self.draws.items()}
 
@@ -47,7 +54,7 @@ def gates(*args: Any) -> Any:
 
 
 def plan(kept: dict[str, list[int]]) -> Any:
-    return SimpleNamespace(kept=kept)
+    return SimpleNamespace(kept=kept, method="importance")
 
 
 SMALL = gates({"conv": [3, 5, 8, 9]}, {"conv": [0.2, 0.9, 0.5, 0.1]}, 0.01)
@@ -121,6 +128,29 @@ def test_forest_of_one_channel() -> None:
     assert tick_labels(figure) == ["7"]
 
 
+def test_channels_come_in_the_order_of_the_selection() -> None:
+    switch = LogNormal().bind(4)
+    with torch.no_grad():
+        switch.loc.copy_(torch.tensor([-3.0, -0.1, -3.0, -2.0]))
+        switch.log_scale.copy_(torch.tensor([-4.0, -1.0, -4.0, -3.0]))
+    posterior = SwitchPosterior({"a": switch}, [])
+    mean, snr = posterior.mean["a"], posterior.scores().values["a"]
+    assert mean[1] > mean[0] == mean[2]  # by size 1 is the best …
+    assert snr[0] == snr[2] > snr[3] > snr[1]  # … and by signal to noise the worst
+    kept = {"a": posterior.scores().best("a", 1)}
+    chosen = PruningPlan(kept, {"a": 4}, "importance")
+    figure = reporting.forest_plot(posterior, "a", chosen)
+    assert tick_labels(figure) == ["2", "0", "3", "1"]
+    (panel,) = reporting.rank_probability_plot(posterior, chosen).axes
+    kept_line, removed = (line for line in panel.lines if line.get_marker() in ("o", "D"))
+    assert points(kept_line)[:, 0].tolist() == [1]  # of the tied channels the kept one is first
+    assert points(removed)[-1].tolist() == [4, 1.0]  # surely the largest gate, in the last place
+    by_size = PruningPlan({"a": [1]}, {"a": 4}, "mean")
+    assert tick_labels(reporting.forest_plot(posterior, "a", by_size))[0] == "1"
+    foreign = PruningPlan({"a": [2]}, {"a": 4}, "Taylor")
+    assert tick_labels(reporting.forest_plot(posterior, "a", foreign)) == ["2", "0", "3", "1"]
+
+
 def test_forest_rejects_unknown_groups_and_channels() -> None:
     with pytest.raises(PlanError, match=r"expected a group .*'conv'.*got 'fc'"):
         reporting.forest_plot(SMALL, "fc")
@@ -157,7 +187,7 @@ def test_ladder_of_nothing() -> None:
         reporting.kept_ladder({})
 
 
-def test_rank_panels_sort_probabilities_and_mark_decisions() -> None:
+def test_rank_panels_sort_channels_and_mark_decisions() -> None:
     posterior = gates(
         {"a": [0, 1, 2], "b": [0, 1], "c": [0, 1]},
         {"a": [0.0, 2.0, 1.0], "b": [1.0, 0.0], "c": [1.0, 0.0]},

@@ -21,7 +21,8 @@ from bayesprune.errors import DataError, PlanError
 from bayesprune.plan import PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.reporting.report import ReportData, write_report
-from bayesprune.switches import Dirichlet
+from bayesprune.selection import ChannelScores
+from bayesprune.switches import Dirichlet, LogNormal
 
 DENSE = {
     "error": 0.0051, "nll": 0.017, "ece": 0.002, "macs": 2_293_000, "params": 431_080,
@@ -45,6 +46,12 @@ class Probabilities:
         self.mean = self.probability
         self.history = [{"epoch": e, "elbo": -1 / e, "nll": 0.9 / e, "kl": 0.1} for e in (1, 2)]
 
+    def scores(self, measure: str = "importance") -> ChannelScores:
+        return ChannelScores(self.mean, measure)
+
+    def ranks_by(self, measure: str) -> None:
+        assert measure == "importance"
+
     def quantile(self, q: float) -> dict[str, torch.Tensor]:
         return {n: p * (0.5 + q) for n, p in self.mean.items()}
 
@@ -65,7 +72,7 @@ def posterior(*args: Any) -> Any:
 
 
 def plan(kept: dict[str, list[int]], sizes: dict[str, int]) -> Any:
-    return SimpleNamespace(kept=kept, sizes=sizes)
+    return SimpleNamespace(kept=kept, sizes=sizes, method="importance")
 
 
 def summary(kept: dict[str, list[int]] = KEPT, sizes: dict[str, int] = SIZES) -> dict[str, Any]:
@@ -395,6 +402,28 @@ def test_real_posterior_and_plan(tmp_path: Path) -> None:
     )
     words = text(tmp_path, replace(QUICK, posterior=gates, plan=PruningPlan(KEPT, SIZES)))
     assert "of 84 decisions" in words
+    assert "by the mean gate. The closer a kept and a removed channel lie" in words
+
+
+def test_a_family_that_does_not_rank_by_size_is_not_contradicted(tmp_path: Path) -> None:
+    switch = LogNormal().bind(4)
+    with torch.no_grad():
+        switch.loc.copy_(torch.tensor([-3.0, -0.1, -2.5, -2.0]))
+        switch.log_scale.copy_(torch.tensor([-4.0, 0.5, -4.0, -3.0]))
+    gates, sizes, kept = SwitchPosterior({"a": switch}, []), {"a": 4}, {"a": [0, 2]}
+    for method, by in (
+        ("importance", "the signal to noise ratio of the gate"),
+        ("evidence", "the evidence that would be lost with the channel"),
+    ):
+        data = ReportData("", summary(kept, sizes), PruningPlan(kept, sizes, method), gates)
+        words = text(tmp_path, data)
+        assert f"ranked by {by}; the probabilities are of the gate's size" in words
+        assert "0 of 2 kept channels have one of the k largest gates" in words
+        assert "which the ranking allows for" in words
+        assert f"sorted as the selection ranked them, by {by}." in words
+        assert f"a: gates, 2 of them kept, sorted by {by}." in words
+        for wrong in ("against", "clear-cut", "the less sure", "clearer the cut"):
+            assert wrong not in words
 
 
 # --- bad input --------------------------------------------------------------------------------

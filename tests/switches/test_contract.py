@@ -222,6 +222,8 @@ def test_importance_ranks_and_summaries_leave_the_generator_alone(prototype):
     assert switch.interval_scale or (summaries[-1] >= 0).all()
     if isinstance(switch, SimplexSwitch):
         torch.testing.assert_close(summaries[-1].mean().item(), 1.0)
+    if switch.ranks_by is None:
+        assert torch.equal(summaries[-1].argsort(), summaries[0].argsort())
 
 
 # Divergence and draws ----------------------------------------------------------------------------
