@@ -305,9 +305,39 @@ def headline(summary: Mapping[str, Any]) -> str:
     parts = []
     if macs:
         parts.append(f"{_ratio(*macs, 'fewer', 'more')} multiply-accumulates")
+    if found := _mistakes(summary):
+        (before, after), size = found
+        low, high = _change_interval(before, after, size)
+        if low <= 0 <= high:
+            parts.append(f"no measurable change ({before:,} → {after:,} wrong of {size:,})")
+            return ", ".join(parts)
     if error:
         parts.append(f"{_points(error[1] - error[0])} of test error")
     return ", ".join(parts)
+
+
+def _mistakes(summary: Mapping[str, Any]) -> tuple[tuple[int, int], int] | None:
+    """How many test examples both networks got wrong, and of how many; None if not known."""
+    errors, size = _both(summary, "error"), summary.get("test_size")
+    if errors is None or not size:
+        return None
+    return (round(errors[0] * size), round(errors[1] * size)), size
+
+
+def _wilson(wrong: int, size: int) -> tuple[float, float]:
+    interval = binomtest(wrong, size).proportion_ci(method="wilson")
+    return interval.low, interval.high
+
+
+def _change_interval(before: int, after: int, size: int) -> tuple[float, float]:
+    """95% interval of the change in error, from two Wilson intervals (Newcombe 1998, method 10).
+
+    That both networks see the same examples makes it wide: their mistakes go together.
+    """
+    (low, high), (low_after, high_after) = _wilson(before, size), _wilson(after, size)
+    one, other = before / size, after / size
+    down, up = math.hypot(other - low_after, high - one), math.hypot(high_after - other, one - low)
+    return other - one - down, other - one + up
 
 
 def _removed(summary: Mapping[str, Any]) -> str:
@@ -337,14 +367,15 @@ def _cost(summary: Mapping[str, Any]) -> str:
     text = (
         f"Test error went from {_percent(before)} to {_percent(after)} ({_points(after - before)})"
     )
-    size = summary.get("test_size")
-    if size:
-        wrong = round(after * size)
-        interval = binomtest(wrong, size).proportion_ci(method="wilson")
+    if found := _mistakes(summary):
+        (wrong_before, wrong), size = found
+        low, high = map(_percent, _wilson(wrong, size))
+        least, most = map(_points, _change_interval(wrong_before, wrong, size))
         text += (
-            f": {round(before * size)} wrong of {size:,} before, {wrong} after. The luck of the "
-            f"test sample alone leaves {_percent(interval.low)} to {_percent(interval.high)} for "
-            "the pruned network (95% interval, Wilson, JASA 1927)"
+            f": {wrong_before:,} wrong of {size:,} before, {wrong:,} after. The luck of the test "
+            f"sample alone leaves {low} to {high} for the pruned network (95% interval, Wilson, "
+            f"JASA 1927) and {least} to {most} for the change (Newcombe, Statistics in Medicine "
+            "1998; rather wide, since both networks saw the same examples)"
         )
     text += "."
     held_out = summary.get("held_out", {})

@@ -281,6 +281,32 @@ def test_table_of_costs(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "size", "said"),
+    [
+        (4, 3, 360, "no measurable change (4 → 3 wrong of 360)"),
+        (56, 66, 360, "no measurable change (56 → 66 wrong of 360)"),
+        (0, 0, 100, "no measurable change (0 → 0 wrong of 100)"),
+        (51, 99, 10_000, "+0.48 points of test error"),
+        (99, 51, 10_000, "−0.48 points of test error"),
+    ],
+)
+def test_the_headline_does_not_sell_noise(
+    tmp_path: Path, before: int, after: int, size: int, said: str
+) -> None:
+    shares = {"dense": before / size, "pruned": after / size}
+    errors = {name: {**summary()[name], "error": share} for name, share in shares.items()}
+    words = text(tmp_path, replace(QUICK, summary={**summary(), **errors, "test_size": size}))
+    assert f"14.4× fewer multiply-accumulates, {said} Removed" in words
+
+
+def test_the_interval_of_the_change(tmp_path: Path) -> None:
+    # Newcombe 1998, Table II (b), method 10, for 9/10 - 3/10: 0.1705 to 0.8090.
+    errors = {"dense": {**DENSE, "error": 0.3}, "pruned": {**PRUNED, "error": 0.9}}
+    words = text(tmp_path, replace(QUICK, summary={**summary(), **errors, "test_size": 10}))
+    assert "+17.05 points to +80.90 points for the change" in words
+
+
+@pytest.mark.parametrize(
     ("ratio", "said"),
     [
         ([0.9, 1.03, 1.1], "no difference measurable (0.90× to 1.10×)"),
