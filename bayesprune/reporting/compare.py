@@ -111,8 +111,15 @@ def _label(row: Row) -> str:
     return " ".join(filter(None, (row["method"], row["estimator"], repeat)))
 
 
+def _panel(row: Row) -> str:
+    """What can be compared: networks of one model, on one data set."""
+    return f"{row['model']} on {row['data']}"
+
+
 def compare_runs(folders: Sequence[Path], out: Path) -> pd.DataFrame:
     """Write ``compare.csv`` (a row per recipe) and ``compare.png`` to `out`; return a short table.
+
+    The figure has a panel, with a frontier, for each pair of a model and a data set.
 
     Raises
     ------
@@ -124,17 +131,16 @@ def compare_runs(folders: Sequence[Path], out: Path) -> pd.DataFrame:
     pd.DataFrame(rows).to_csv(out / "compare.csv", index=False)
     points: list[Row] = []
     for row in rows:
-        label = _label(row)
         point = {key: row[key] for key in ("macs", "error", "error_sd") if row[key] is not None}
-        points.append({"label": label, **point})
-    dense = {(row["model"], row["data"]): row for row in rows}
-    for (model, data), row in dense.items():
+        points.append({"label": _label(row), "panel": _panel(row), **point})
+    for panel, row in {_panel(row): row for row in rows}.items():
         point = {"macs": row["dense.macs"], "error": row["dense.error"], "dense": True}
-        points.append({"label": f"dense {model} {data}", **point})
+        points.append({"label": "dense", "panel": panel, **point})
     pareto_plot(points).savefig(out / "compare.png", dpi=170)
     return pd.DataFrame(
         {
             "model": row["model"],
+            "data": row["data"],
             "method": _label(row),
             "seeds": row["seeds"],
             "error %": percent(row, "error"),

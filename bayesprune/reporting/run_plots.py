@@ -151,7 +151,8 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     rows : sequence of mappings
         ``label`` (str), ``macs`` (positive), ``error`` (fraction); optionally ``error_sd``
         (fraction, drawn as an interval of plus and minus one) and ``dense`` (bool, an unpruned
-        network: drawn as a star).
+        network: drawn as a star) and ``panel`` (str, of what runs are, such as model and data: runs
+        of different panels are not compared, and each has a frontier and axes of its own).
 
     Returns
     -------
@@ -172,58 +173,47 @@ def pareto_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 f"run {row.get('label')!r}: expected positive macs and a finite error, "
                 f"got {row.get('macs')!r} and {row.get('error')!r}"
             )
-    labels = [str(row["label"]) for row in rows]
+    panels = [str(row.get("panel", "")) for row in rows]
+    labels = np.array([str(row["label"]) for row in rows])
     dense = np.array([bool(row.get("dense")) for row in rows])
-
-    names = list(
-        dict.fromkeys(label for label, star in zip(labels, dense, strict=True) if not star)
-    )
-    figure = new_figure(height=2.9 + 0.19 * (len(names) + dense.any()))
-    axes = figure.subplots()
-    order = np.lexsort((error, macs))
-    front = order[error[order] <= np.minimum.accumulate(error[order])]
-    axes.step(macs[front], error[front], where="post", color="#BBBBBB", linewidth=3.0, zorder=1)
-    handles = []
-    for place, name in enumerate(names):
-        runs = np.array([i for i in order if labels[i] == name and not dense[i]])
-        handles.append(
-            axes.errorbar(
-                macs[runs],
-                error[runs],
-                yerr=np.where(spread[runs] > 0, spread[runs], math.nan),
-                linewidth=1.0,
-                elinewidth=1.0,
-                capsize=2,
-                **curve_style(place),
-            )
-        )
-    if dense.any():
-        names.append("dense")
-        handles.append(
-            axes.errorbar(
-                macs[dense],
-                error[dense],
-                yerr=np.where(spread[dense] > 0, spread[dense], math.nan),
-                color=INK,
-                marker="*",
-                markersize=10,
-                linestyle="",
-                elinewidth=1.0,
-                capsize=2,
-            )
-        )
-    _log_axis(axes, "x", macs.min(), macs.max(), format_count)
-    if error.min() > 0:
-        _log_axis(axes, "y", error.min(), (error + spread).max(), lambda v: f"{100 * v:g}%")
-        axes.set_ylabel("test error (log scale)")
-    else:
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_ylabel("test error")
-    axes.set_xlabel("MACs for one input (log scale)")
-    axes.grid(visible=True)
-    legend = axes.legend(
-        handles, ["run"] * len(handles), loc="upper left", bbox_to_anchor=(-0.02, -0.17)
+    styles = {name: curve_style(i) for i, name in enumerate(dict.fromkeys(labels[~dense]))}
+    kinds = dict.fromkeys(panels)
+    figure = new_figure(height=2.9 * len(kinds) + 0.19 * (len(styles) + dense.any()))
+    grid = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
+    entries: dict[str, Any] = {}  # of the legend
+    for axes, panel in zip(grid, kinds, strict=True):
+        here = np.array([other == panel for other in panels])
+        order = np.lexsort((error, macs))
+        order = order[here[order]]
+        front = order[error[order] <= np.minimum.accumulate(error[order])]
+        axes.step(macs[front], error[front], where="post", color="#BBBBBB", linewidth=3.0, zorder=1)
+        curves = {name: order[(labels[order] == name) & ~dense[order]] for name in styles}
+        star = {"color": INK, "marker": "*", "markersize": 10, "linestyle": ""}
+        drawn = [(name, runs, {"linewidth": 1.0, **styles[name]}) for name, runs in curves.items()]
+        for name, runs, style in [*drawn, ("dense", order[dense[order]], star)]:
+            if len(runs):
+                bars = np.where(spread[runs] > 0, spread[runs], math.nan)
+                entries[name] = axes.errorbar(
+                    macs[runs], error[runs], yerr=bars, elinewidth=1.0, capsize=2, **style
+                )
+        _log_axis(axes, "x", macs[here].min(), macs[here].max(), format_count)
+        if error[here].min() > 0:
+            most = (error + spread)[here].max()
+            _log_axis(axes, "y", error[here].min(), most, lambda v: f"{100 * v:g}%")
+            axes.set_ylabel("test error (log scale)")
+        else:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.set_ylabel("test error")
+        axes.grid(visible=True)
+        axes.set_title(shorten(panel, 48))
+    grid[-1].set_xlabel("MACs for one input (log scale)")
+    names = [*styles, *(["dense"] if dense.any() else [])]
+    legend = grid[-1].legend(
+        [entries[name] for name in names],
+        ["run"] * len(names),
+        loc="upper left",
+        bbox_to_anchor=(-0.02, -0.17),
     )
     # Set afterwards: a legend drops labels that start with an underscore.
     for text, name in zip(legend.get_texts(), names, strict=True):

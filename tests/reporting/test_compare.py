@@ -4,16 +4,16 @@ import pandas as pd
 import pytest
 
 from bayesprune.errors import CheckpointError
-from bayesprune.reporting import average_over_seeds, collect_runs, compare_runs
+from bayesprune.reporting import average_over_seeds, collect_runs, compare, compare_runs
 
 
-def write(folder, seed, error, method="Dirichlet", macs=1000, scratch=None):
+def write(folder, seed, error, method="Dirichlet", macs=1000, scratch=None, data="d"):
     metrics = {"error": error, "nll": 0.1, "ece": 0.01, "macs": macs, "params": 10, "weights": 9}
     metrics["latency_ms"] = 1.0
     summary = {
         "method": method,
         "model": "m",
-        "data": "d",
+        "data": data,
         "seed": seed,
         "dense": {**metrics, "macs": 9000, "error": 0.01},
         "pruned": metrics,
@@ -55,6 +55,25 @@ def test_the_control_from_scratch_stands_beside(tmp_path):
     folders = [write(tmp_path / str(i), i, 0.01, scratch=0.02 + i / 100) for i in range(2)]
     folders += [write(tmp_path / "none", 0, 0.05, method="Fisher")]
     assert compare_runs(folders, tmp_path)["from scratch %"].tolist() == ["2.50 ± 0.71", "–"]
+
+
+def test_runs_on_other_data_are_told_apart_and_drawn_in_a_panel_of_their_own(tmp_path, monkeypatch):
+    drawn, draw = [], compare.pareto_plot
+
+    def kept(rows):
+        drawn.append(draw(rows))
+        return drawn[0]
+
+    monkeypatch.setattr(compare, "pareto_plot", kept)
+    folders = [write(tmp_path / "a", 0, 0.01, macs=900), write(tmp_path / "b", 0, 0.3, data="e")]
+    short = compare_runs(folders, tmp_path)
+    assert short[["model", "data"]].to_numpy().tolist() == [["m", "d"], ["m", "e"]]
+    one, two = drawn[0].axes
+    assert [axes.get_title(loc="left") for axes in (one, two)] == ["m on d", "m on e"]
+    assert list(one.lines[0].get_ydata()) == [0.01, 0.01]  # pruned and dense: the frontier
+    assert list(two.lines[0].get_xdata()) == [1000, 9000]
+    (legend,) = (axes.get_legend() for axes in (one, two) if axes.get_legend())
+    assert [text.get_text() for text in legend.get_texts()] == ["Dirichlet", "dense"]
 
 
 def test_a_folder_named_twice_counts_once(tmp_path):
