@@ -149,10 +149,15 @@ class _Folder:
         """A file that only resumption needs."""
         return self.path / "state" / f"{name}.safetensors"
 
-    def tensors(self, name: str, network: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
-        """`network` with the tensors of a stage: read if the stage is done, else made and kept."""
+    def tensors(
+        self, name: str, network: nn.Module, make: Callable[[], nn.Module], *others: Path
+    ) -> nn.Module:
+        """`network` with the tensors of a stage: read if the stage is done, else made and kept.
+
+        It is done if all that it leaves, the `others` included, is there.
+        """
         file = self.state(name)
-        if file.exists():
+        if all(left.exists() for left in (file, *others)):
             network.load_state_dict(load_state(file))
             return network
         made = make()
@@ -225,7 +230,15 @@ def run_experiment(config: RunConfig, out: str | os.PathLike[str], *, resume: bo
     folder = _Folder(Path(out))
     folder.claim(config, resume)
     if not (folder / "summary.json").exists():
-        _carry_out(config, folder)
+        try:
+            _carry_out(config, folder)
+        except CheckpointError as error:
+            file = Path(str(error).partition(": ")[0])
+            if file.parent != folder.path / "state" or file.suffix != ".safetensors":
+                raise
+            raise CheckpointError(
+                f"{error}; delete the file, and --resume repeats its stage"
+            ) from error
     run = load_run(folder.path)
     if not (folder / "report.html").exists():
         rebuild_report(run)
@@ -575,7 +588,7 @@ def _fit(
         gates = {n: gate.to(fabric.device) for n, gate in posterior.mean.items()}
         return switched.fold(gates if settings.fold else {})
 
-    plain = folder.tensors(f"fit{suffix}", switched.fold({}), fit)
+    plain = folder.tensors(f"fit{suffix}", switched.fold({}), fit, file)
     return plain, SwitchPosterior.load(file)
 
 
@@ -693,7 +706,7 @@ def _sparsify(
         save_state(file, fit.scores.values)
         return fit.network
 
-    trained = folder.tensors(f"fit{suffix}", copy.deepcopy(network), train)
+    trained = folder.tensors(f"fit{suffix}", copy.deepcopy(network), train, file)
     return trained, ChannelScores(load_state(file), type(method).__name__)
 
 

@@ -140,10 +140,10 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a plan; raises CheckpointError if the file is missing or something else."""
+        """Read a plan; raises CheckpointError if the file is missing or holds no valid plan."""
         try:
             return cls.from_json(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, CheckpointError) as error:
+        except (OSError, UnicodeDecodeError, CheckpointError, PlanError) as error:
             raise CheckpointError(f"{path}: expected a plan: {error}") from error
 
     def __repr__(self) -> str:

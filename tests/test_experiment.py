@@ -712,6 +712,7 @@ def test_groups_that_a_round_changes_are_named(tmp_path, monkeypatch):
         bp.run_experiment(quick(rounds="2", select__count="3"), tmp_path / "run")
 
 
+PLAN = '{"schema": 1, "kept": {"a": [99]}, "sizes": {"a": 12}, "method": "", "cost": null}'
 RULES = '{"rules": [{"class_path": "%s", "init_args": {}}]}'
 
 
@@ -731,6 +732,7 @@ RULES = '{"rules": [{"class_path": "%s", "init_args": {}}]}'
         ("config.yaml", "model: [", "--resume"),
         ("config.yaml", "just text", "compare"),
         ("plan.json", "{}", "report"),
+        ("plan.json", PLAN, "report"),
         ("pruned.safetensors", "", "report"),
         ("state/notes.json", '{"dense":', "unfinished"),
         ("state/notes.json", "[]", "unfinished"),
@@ -768,6 +770,52 @@ def test_damaged_files_are_named_in_one_line(finished, tmp_path, capsys, file, t
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert str(folder / file) in errors
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """Folders of a fit of switches and of a penalty, and what runs from them end in."""
+    folders = {}
+    for method in ("Dirichlet", "GroupLasso"):
+        changed = {"method": method, "pretrain__epochs": "1", "finetune__epochs": "1"}
+        epochs = "fit" if method == "Dirichlet" else "sparse"
+        run = bp.run_experiment(
+            quick(**changed, **{f"{epochs}__epochs": "1"}), tmp_path_factory.mktemp("runs") / method
+        )
+        folders[method] = (run.config, run.folder, numbers(run.folder))
+        (run.folder / "summary.json").unlink()
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("method", "file", "undone"),
+    [
+        ("Dirichlet", "pretrain", ()),
+        ("Dirichlet", "pretrain-epochs", ("pretrain",)),  # killed in the middle of the stage
+        ("Dirichlet", "fit", ()),
+        ("Dirichlet", "fit-epochs", ("fit", "posterior")),
+        ("Dirichlet", "posterior", ()),
+        ("Dirichlet", "finetune", ()),
+        ("Dirichlet", "finetune-epochs", ("finetune",)),
+        ("GroupLasso", "fit", ()),
+        ("GroupLasso", "fit-epochs", ("fit", "scores")),
+        ("GroupLasso", "scores", ()),
+    ],
+)
+def test_a_truncated_file_of_a_stage_can_be_deleted(unfinished, tmp_path, method, file, undone):
+    configuration, source, expected = unfinished[method]
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    for name in undone:
+        (folder / "state" / f"{name}.safetensors").unlink()
+    damaged = folder / "state" / f"{file}.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    said = f"{re.escape(str(damaged))}: .*; delete the file, and --resume repeats its stage"
+    with pytest.raises(CheckpointError, match=said):
+        bp.run_experiment(configuration, folder, resume=True)
+    damaged.unlink()
+    bp.run_experiment(configuration, folder, resume=True)
+    assert numbers(folder) == expected
 
 
 def test_latency_is_modelled_once_a_round_and_never_again_after_a_kill(tmp_path, monkeypatch):
