@@ -246,7 +246,7 @@ class SwitchPosterior:
             case "snr":
                 return "the signal to noise ratio of the gate"
             case "above":
-                return f"the probability that the gate is at least {number}"
+                return f"the probability that the size of the gate is at least {number}"
             case "evidence":
                 return "the evidence that would be lost with the channel"
         own = {switch.ranks_by: None for switch in self.switches.values() if switch.ranks_by}

@@ -165,6 +165,18 @@ def test_unknown_scores(posterior, measure):
         posterior.scores(measure)
 
 
+def test_what_scores_rank_by_in_words() -> None:
+    switches = {"a": InformationBottleneck().bind(2), "b": Dirichlet().bind(2)}
+    posterior = bp.SwitchPosterior(switches, [])
+    own = "the log of squared mean over variance of the gate"
+    size = "the probability that the size of the gate is at least 0.3"
+    assert [posterior.ranks_by(m) for m in ("importance", "margin", "draws:8")] == 3 * [own]
+    assert posterior.ranks_by("snr") == "the signal to noise ratio of the gate"
+    assert posterior.ranks_by("above:0.3") == size
+    assert posterior.ranks_by("mean") is None
+    assert bp.SwitchPosterior({"b": switches["b"]}, []).ranks_by() is None
+
+
 def test_signal_to_noise_of_certain_gates_is_finite():
     sure = Dirichlet().bind(20)
     with torch.no_grad():
