@@ -171,9 +171,15 @@ def _forest_bands(
     axes.fill_between(rank, lower, upper, color=INK, alpha=0.30, linewidth=0, label="50%")
     axes.plot(rank, mean, color=INK, label="mean")
     axes.set_xlim(0, len(channels) + 1)
+    axes.set_ylabel("gate")
+    bottom = min(np.quantile(low, 0.02), mean.min())
+    top = max(np.quantile(high, 0.98), mean.max())
+    if np.ptp([low, high]) > 3 * (top - bottom):  # a few wide ones would flatten all others
+        beyond = int(((low < bottom) | (high > top)).sum())
+        axes.set_ylim(bottom, top)
+        axes.set_ylabel(f"gate ({beyond} beyond the edge)")
     if low.min() >= 0:
         axes.set_ylim(bottom=0)
-    axes.set_ylabel("gate")
     axes.grid(axis="y")
     legend_above(axes, title)
 

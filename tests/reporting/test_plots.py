@@ -20,7 +20,7 @@ from bayesprune.plan import PruningPlan
 from bayesprune.posterior import SwitchPosterior
 from bayesprune.reporting._figures import format_count
 from bayesprune.selection import ChannelScores
-from bayesprune.switches import LogNormal
+from bayesprune.switches import InformationBottleneck, LogNormal
 
 
 class Gates:
@@ -308,6 +308,15 @@ def test_feature_maps_stop_at_max_maps() -> None:
     figure = rendered(reporting.feature_maps(np.ones((3, 8, 8)), np.ones((9, 4, 4)), max_maps=2))
     assert len(figure.axes) == 3
     assert "first 2 of 9" in figure.get_supxlabel()
+
+
+def test_a_few_wide_gates_do_not_flatten_all_others() -> None:
+    switch = InformationBottleneck(init_sd=0.1).bind(100)
+    with torch.no_grad():
+        switch.log_scale[7] = 4.0
+    figure = reporting.forest_plot(SwitchPosterior({"a": switch}, []), "a")
+    assert figure.axes[0].get_ylim()[1] < 2
+    assert figure.axes[0].get_ylabel() == "gate (1 beyond the edge)"
 
 
 @pytest.mark.parametrize(
