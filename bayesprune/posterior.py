@@ -114,7 +114,7 @@ class SwitchPosterior:
         return self._each(lambda switch: switch.quantile(q))
 
     def keep_probability(self, threshold: float) -> dict[str, Tensor]:
-        """P(|gate| >= threshold) of each channel, shape ``(C,)``; gates may be negative."""
+        """``P(|gate| >= threshold)`` of each channel, shape ``(C,)``; gates may be negative."""
         size = max(threshold, 0.0)
         return self._each(
             lambda switch: 1 - switch.probability_below(size) + switch.probability_below(-size)
@@ -197,7 +197,7 @@ class SwitchPosterior:
         measure : str
             "importance": the family's own score, for simplex switches the mean share relative to an
             equal share; "margin": the same minus what the family's own rule asks for; "mean": its
-            absolute value; "snr": that over the standard deviation; "above:T": P(|gate| >= T);
+            absolute value; "snr": that over the standard deviation; "above:T": ``P(|gate| >= T)``;
             "evidence" or "evidence:BITS": loss of log evidence by removal, see `Switch.evidence`;
             "draws:N": the importance together with N draws of the gates.
 
