@@ -84,6 +84,10 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
         return
     if options.config is None:
         raise ConfigError("run: expected a configuration file, see experiments/")
+    if not Path(options.config).is_file():
+        raise ConfigError(
+            f"run: expected a configuration file first, then options; no file {options.config!r}"
+        )
     config = parse_config(["--config", options.config, *rest])
 
     from bayesprune.experiment import run_experiment
