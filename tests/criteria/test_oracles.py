@@ -297,6 +297,20 @@ def test_pfp_is_the_largest_share(network, groups, batch) -> None:
         np.testing.assert_allclose(values, expected[name], rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-10, 1e10])
+def test_pfp_does_not_depend_on_the_scale_of_the_weights(scale) -> None:
+    network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    loader = [(torch.randn(20, 4), torch.zeros(20).long())]
+    groups = trace_groups(network, loader[0][0][:1])
+    before = criteria.PFP().scores(network, groups, loader).values["0"]
+    with torch.no_grad():
+        network[0].weight.mul_(scale)
+        network[0].bias.mul_(scale)
+    after = criteria.PFP().scores(network, groups, loader).values["0"]
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=0)
+    assert before.max() > 0
+
+
 def test_pfp_of_a_transposed_layer_and_by_hand() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     network[0].weight.data, network[0].bias.data = torch.eye(2), torch.zeros(2)
