@@ -66,7 +66,7 @@ def load_state(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
         got = "something that is not a file" if path.exists() else "no such file"
-        raise CheckpointError(f"{path}: expected a state file ({_FORMAT}), got {got}")
+        raise CheckpointError(f"{path}: expected a state file ({_FORMAT}), got {got}", path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -75,19 +75,22 @@ def load_state(path: str | os.PathLike[str]) -> Any:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: expected a complete state file ({_FORMAT}), got a truncated or foreign one "
-            f"of {path.stat().st_size} bytes ({error})"
+            f"of {path.stat().st_size} bytes ({error})",
+            path,
         ) from error
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path}: expected a state file with format {_FORMAT!r}, got a safetensors file with "
-            f"format {metadata.get('format')!r}"
+            f"format {metadata.get('format')!r}",
+            path,
         )
     try:
         return _decode(json.loads(metadata["tree"]), tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: expected a description of the state tree in the file's metadata, got one "
-            f"that cannot be read ({type(error).__name__}: {error})"
+            f"that cannot be read ({type(error).__name__}: {error})",
+            path,
         ) from error
 
 

@@ -133,7 +133,10 @@ def load(config: DataConfig, seed: int) -> Data:
     ------
     DataError
         If the name or the augmentation is unknown, a size is out of its range, the validation size
-        leaves no training or no validation image, or the files can neither be read nor downloaded.
+        leaves no training or no validation image, the files can neither be read nor downloaded, or
+        own data are not as `DataConfig` says.
+    ConfigError
+        If the function that own data are named by is not there.
     """
     if config.augment not in _AUGMENTATIONS:
         expected = ", ".join(_AUGMENTATIONS)
@@ -331,11 +334,13 @@ def _read_own(name: str, function: Callable[[Path], Any], root: Path) -> _Arrays
         shapes[0][1:] == shapes[2][1:]
         and all(shapes[i][0] == shapes[i + 1][0] > 0 for i in (0, 2))
         and not any(parts[i].is_floating_point() or parts[i].min() < 0 for i in (1, 3))
+        and parts[3].max() <= parts[1].max()
     ):
         types = ", ".join(str(part.dtype).removeprefix("torch.") for part in parts)
         raise DataError(
             f"data {name!r}: expected images (N, C, H, W), labels (N,), integers from 0, and both "
-            f"again for testing; got shapes {', '.join(map(str, shapes))} and types {types}"
+            "again for testing, with no other label; got shapes "
+            f"{', '.join(map(str, shapes))} and types {types}"
         )
     return parts[0], parts[1].long(), parts[2], parts[3].long()
 

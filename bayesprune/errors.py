@@ -1,5 +1,7 @@
 """Errors raised on purpose: each a `BayespruneError` and a `ValueError` or `RuntimeError`."""
 
+from pathlib import Path
+
 
 class BayespruneError(Exception):
     """Base of every error that bayesprune raises on purpose."""
@@ -26,7 +28,18 @@ class ConfigError(BayespruneError, ValueError):
 
 
 class CheckpointError(BayespruneError, RuntimeError):
-    """A file on disk is truncated, foreign, or belongs to another network."""
+    """A file on disk is truncated, foreign, or belongs to another network.
+
+    Parameters
+    ----------
+    message : str
+    path : Path, optional
+        The file, if it cannot be read as what it should be.
+    """
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class ExportError(BayespruneError, RuntimeError):

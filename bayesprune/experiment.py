@@ -233,12 +233,10 @@ def run_experiment(config: RunConfig, out: str | os.PathLike[str], *, resume: bo
         try:
             _carry_out(config, folder)
         except CheckpointError as error:
-            file = Path(str(error).partition(": ")[0])
-            if file.parent != folder.path / "state" or file.suffix != ".safetensors":
+            if error.path is None or error.path.parent != folder.path / "state":
                 raise
-            raise CheckpointError(
-                f"{error}; delete the file, and --resume repeats its stage"
-            ) from error
+            message = f"{error}; delete the file, and --resume repeats its stage"
+            raise CheckpointError(message, error.path) from error
     run = load_run(folder.path)
     if not (folder / "report.html").exists():
         rebuild_report(run)

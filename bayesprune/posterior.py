@@ -495,4 +495,5 @@ class SwitchPosterior:
             RuntimeError,
             ImportError,
         ) as error:
-            raise CheckpointError(f"{path}: expected a switch posterior: {error}") from error
+            message = f"{path}: expected a switch posterior: {error}"
+            raise CheckpointError(message, Path(path)) from error

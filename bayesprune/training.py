@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast
 
 import numpy as np
 import torch
@@ -447,7 +447,7 @@ def run_epochs(
                     optimizer.zero_grad()
                     where = f"{stage}, epoch {epoch}, step {len(sizes) + 1} of {steps}"
                     try:
-                        raise _not_finite(module, loss, batch, index, where, trained=done > 0)
+                        _refuse_loss(module, loss, batch, index, where, trained=done > 0)
                     finally:  # running statistics that have seen it would spoil the network
                         for buffer, value in zip(module.buffers(), before, strict=True):
                             buffer.copy_(value)
@@ -465,7 +465,7 @@ def run_epochs(
                 sizes.append(len(batch[1]))
                 display.step(done + 1, epoch, loss)
 
-            _check_parameters(module, f"{stage}, epoch {epoch}")
+            _check_parameters(module, f"{stage}, epoch {epoch}", trained=True)
             trees = [module] if averager is None else [module, averager]
             buffers = [b for tree in trees for b in tree.buffers() if b.is_floating_point()]
             _average_over_ranks(fabric, buffers)
@@ -547,37 +547,29 @@ def _seed_everything(*key: object) -> int:
     return value
 
 
-def _not_finite(
+def _refuse_loss(
     network: nn.Module, loss: float, batch: Batch, index: int, where: str, *, trained: bool
-) -> FitError:
-    """Who is to blame for a loss that is not finite: the network, or its training.
-
-    Raises DataError if the data are.
-    """
+) -> NoReturn:
+    """Blame a loss that is not finite on the data, the network, or its training."""
     check_finite(batch, index, where)
-    if broken := _broken(network):
-        advice = "; try a lower learning rate" if trained else ""
-        return FitError(f"{where}: expected finite parameters, got NaN or inf in {broken}{advice}")
+    _check_parameters(network, where, trained=trained)
     advice = "so try a lower learning rate" if trained else "and so is the network: it overflows"
-    return FitError(
+    raise FitError(
         f"{where}: expected a finite loss, got {loss}; the data of this batch (index {index}) are "
         f"finite, {advice}"
     )
 
 
-def _broken(module: nn.Module) -> str | None:
-    """The name of the first parameter with NaN or inf, or buffer with NaN: masks have inf."""
-    for name, parameter in module.named_parameters():
-        if not parameter.isfinite().all():
-            return name
-    return next((name for name, buffer in module.named_buffers() if buffer.isnan().any()), None)
-
-
-def _check_parameters(module: nn.Module, where: str) -> None:
-    if broken := _broken(module):
+def _check_parameters(module: nn.Module, where: str, *, trained: bool) -> None:
+    """Raise FitError for a parameter with NaN or inf, or a buffer with NaN: masks have inf."""
+    broken = [
+        name for name, parameter in module.named_parameters() if not parameter.isfinite().all()
+    ]
+    broken += [name for name, buffer in module.named_buffers() if buffer.isnan().any()]
+    if broken:
+        advice = "; try a lower learning rate" if trained else ""
         raise FitError(
-            f"{where}: expected finite parameters, got NaN or inf in {broken}; "
-            "try a lower learning rate"
+            f"{where}: expected finite parameters, got NaN or inf in {broken[0]}{advice}"
         )
 
 
@@ -609,7 +601,8 @@ def _restore(
     """Load a checkpoint into the parts, none of which is touched when it does not fit."""
     saved = load_state(path)
     if not isinstance(saved, dict) or not saved.keys() >= {"run", "history", "module"}:
-        raise CheckpointError(f"{path}: expected a training checkpoint, got another kind of state")
+        message = f"{path}: expected a training checkpoint, got another kind of state"
+        raise CheckpointError(message, Path(path))
     for name in dict.fromkeys([*run, *saved["run"]]):
         expected, got = run.get(name), saved["run"].get(name)
         if expected != got:
@@ -1024,7 +1017,7 @@ def quality(
             loss = _cross_entropy(logits, targets, reduction="sum").item()
             if not math.isfinite(loss):
                 batch = inputs, targets
-                raise _not_finite(network, loss, batch, index, "evaluation", trained=False)
+                _refuse_loss(network, loss, batch, index, "evaluation", trained=False)
             probabilities = logits.softmax(dim=1)
             bins.add(probabilities, targets)
             nll += loss

@@ -295,6 +295,10 @@ def test_own_data_come_from_a_function(tmp_path, monkeypatch) -> None:
         ("return 1 / 0", "data 'own_.*:read': ZeroDivisionError"),
         ("return torch.zeros(9, 4, 4), torch.zeros(9).long()", r"got shapes \(9, 4, 4\), \(9,\)"),
         ("x = torch.zeros(9, 1, 4, 4); return x, torch.zeros(9), x, torch.zeros(9)", "float32, fl"),
+        (
+            "x, y = torch.zeros(9, 1, 4, 4), torch.arange(9); return x, y, x, y + 1",
+            "for testing, with no other label",
+        ),
         ("x, y = torch.zeros(9, 1, 4, 4), torch.zeros(8).long(); return x, y, x, y", r"\(8,\)"),
     ],
 )

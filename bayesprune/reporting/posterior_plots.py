@@ -112,10 +112,11 @@ def forest_plot(
     if group not in posterior.names:
         raise PlanError(f"expected a group of the posterior {posterior.names}, got {group!r}")
     channels = _channels(posterior, group)
-    mean = array(posterior.mean[group])
+    switch = posterior.switches[group]  # families without closed forms draw, so only this one
+    mean = array(switch.mean())
     order = np.array(selection_scores(posterior, plan).order(group)[::-1])
     mask = _kept_mask(channels, group, plan)
-    bounds = [array(posterior.quantile(q)[group])[order] for q in (0.03, 0.25, 0.75, 0.97)]
+    bounds = [array(switch.quantile(q))[order] for q in (0.03, 0.25, 0.75, 0.97)]
     draw = _forest_rows if len(channels) <= max_channels else _forest_bands
     return draw(
         f"Gates of {shorten(group, 32)}",

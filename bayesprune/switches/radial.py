@@ -47,6 +47,7 @@ class Radial(ScaleSwitch):
     """
 
     reference = "Oh et al., AAAI 2020"
+    ranks_by = "the log of the mode of the gate's radius"
 
     def __init__(
         self, radius_scale: float = 0.1, init_sd: float = 0.011, init_concentration: float = 100.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,12 +38,15 @@ class Gates:
             for name, mean in means.items()
         }
         self.mean = {name: torch.tensor(mean) for name, mean in means.items()}
+        self.switches = {
+            name: SimpleNamespace(
+                mean=partial(self.mean.get, name), quantile=partial(torch.quantile, drawn, dim=0)
+            )
+            for name, drawn in self.draws.items()
+        }
 
     def scores(self, measure: str = "importance") -> ChannelScores:
         return ChannelScores(self.mean, measure)
-
-    def quantile(self, q: float) -> dict[str, torch.Tensor]:
-        return {name: draws.quantile(q, dim=0) for name, draws in self.draws.items()}
 
     def rank_probability(self, k: dict[str, int]) -> dict[str, torch.Tensor]:
         ranks = {name: (-self.draws[name]).argsort(1).argsort(1) for name in k}
@@ -96,7 +100,7 @@ def test_forest_intervals_are_the_quantiles() -> None:
     order = [1, 2, 0, 3]
     for lines, (low, high) in ((thin, (0.03, 0.97)), (thick, (0.25, 0.75))):
         ends = np.array([segment[:, 0] for segment in lines.get_segments()])
-        expected = [SMALL.quantile(q)["conv"][order] for q in (low, high)]
+        expected = [SMALL.switches["conv"].quantile(q)[order] for q in (low, high)]
         np.testing.assert_allclose(ends.T, np.stack(expected), rtol=1e-6)
 
 
@@ -308,6 +312,17 @@ def test_feature_maps_stop_at_max_maps() -> None:
     figure = rendered(reporting.feature_maps(np.ones((3, 8, 8)), np.ones((9, 4, 4)), max_maps=2))
     assert len(figure.axes) == 3
     assert "first 2 of 9" in figure.get_supxlabel()
+
+
+def test_a_figure_asks_its_own_group_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = SwitchPosterior({n: InformationBottleneck().bind(3) for n in ("a", "b")}, [])
+    asked = []
+    quantile = InformationBottleneck.quantile  # slow where a family has to draw
+    monkeypatch.setattr(
+        InformationBottleneck, "quantile", lambda self, q: asked.append(self) or quantile(self, q)
+    )
+    reporting.forest_plot(posterior, "a")
+    assert set(asked) == {posterior.switches["a"]}
 
 
 def test_a_few_wide_gates_do_not_flatten_all_others() -> None:

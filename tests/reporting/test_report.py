@@ -52,8 +52,12 @@ class Probabilities:
     def ranks_by(self, measure: str) -> None:
         assert measure == "importance"
 
-    def quantile(self, q: float) -> dict[str, torch.Tensor]:
-        return {n: p * (0.5 + q) for n, p in self.mean.items()}
+    @property
+    def switches(self) -> dict[str, Any]:
+        return {
+            name: SimpleNamespace(mean=lambda p=p: p, quantile=lambda q, p=p: p * (0.5 + q))
+            for name, p in self.mean.items()
+        }
 
     def rank_probability(self, count: dict[str, int]) -> dict[str, torch.Tensor]:
         assert list(count) == self.names
