@@ -42,7 +42,7 @@ def _kl_multivariate_normal_log_gamma(
     q: MultivariateNormal | LowRankMultivariateNormal, p: Independent
 ) -> Tensor:
     if not isinstance(p.base_dist, LogGamma) or p.reinterpreted_batch_ndims != 1:
-        raise NotImplementedError
+        raise NotImplementedError  # as torch says of pairs without a closed form
     return -q.entropy() - _expected_log_gamma(q.mean, q.variance, p.base_dist).sum(-1)
 
 
